@@ -1,0 +1,204 @@
+"""DFA as one autograd node (Launay et al. 2020, equation 3).
+
+The node takes the output at the error point, the output of every opaque point and the parameters
+of every fused layer as its inputs. Its backward returns the error to the output, the projections
+to the points and the gradients to the parameters:
+
+    y, p1, …, W1, b1, …  ──►  ErrorNode  ──►  y      backward: e ↦ (e, e·B1, …, dW1, db1, …)
+
+Below it everything is cut, so no Wᵀδ is computed and no state outlives the call.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dfa_kernels import ops
+from dfa_kernels.activation import ACTIVATIONS
+from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
+from dfa_kernels.feedback import MATRIX, Feedback
+from dfa_kernels.pending import PendingGradient, Record
+
+
+class PointPlan(NamedTuple):
+    """An opaque point: its name, and where its δh comes from."""
+
+    name: str
+    width: int
+    stream: int
+    rows: int
+
+
+class LayerPlan(NamedTuple):
+    """A fused layer: positions among the node's chain and parameters (−1: none)."""
+
+    name: str
+    inputs: int
+    saved: int
+    activation: int
+    stream: int
+    rows: int
+    weight: int
+    bias: int
+
+
+class Plan(NamedTuple):
+    """Everything about one forward pass that is not a tensor: constants, for torch.compile.
+
+    ``error_rows``, ``error_width``: N and E of the flattened error. ``parameters``,
+    ``chain``, ``states``: how many of each follow the points among the node's tensors.
+    ``update``: ``"gradients"`` returns them, ``"step"`` returns pending ones, ``"backward"``
+    applies ``rule`` at once.
+    """
+
+    distribution: str
+    seed: int
+    scale: float
+    error_rows: int
+    error_width: int
+    points: tuple[PointPlan, ...]
+    layers: tuple[LayerPlan, ...]
+    parameters: int
+    chain: int
+    update: str
+    rule: str
+
+    def feedback(self, matrix: Tensor | None) -> Feedback:
+        if self.distribution == MATRIX:
+            return Feedback(MATRIX, values=matrix)
+        return Feedback(self.distribution, self.seed)
+
+
+class ErrorNode(torch.autograd.Function):
+    """``apply(plan, matrix, output, *points, *parameters, *chain, *rest) -> output``.
+
+    ``chain``: every tensor that a fused layer was given or returned, each once. ``rest``: with
+    ``update="backward"``, the optimizer state and its table; else nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, matrix: Tensor | None, output: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        points = len(plan.points)
+        kept = tensors[points + plan.parameters :]
+        ctx.plan = plan
+        ctx.meta = [(p.shape, p.dtype) for p in tensors[:points]]
+        parameters = tensors[points : points + plan.parameters]
+        ctx.parameters = parameters if plan.update == "step" else ()
+        ctx.dtypes = [p.dtype for p in parameters]
+        # The head's f′ is read from the output itself.
+        own = any(layer.saved < 0 for layer in plan.layers)
+        ctx.save_for_backward(matrix, output if own else None, *kept)
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        plan: Plan = ctx.plan
+        try:
+            matrix, output, *kept = ctx.saved_tensors
+        except RuntimeError as freed:
+            raise RuntimeError(
+                f"a second backward reached the error point of {len(plan.points)} points and "
+                f"{len(plan.layers)} fused layers, whose records the first one freed: call the "
+                "first as backward(retain_graph=True)"
+            ) from freed
+        flat = error.reshape(plan.error_rows, plan.error_width)
+        feedback = plan.feedback(matrix)
+        return (
+            None,
+            None,
+            error if ctx.needs_input_grad[2] else None,
+            *_projections(ctx, plan, feedback, flat),
+            *_parameters(ctx, plan, feedback, flat, output, kept),
+            *(None for _ in kept),
+        )
+
+
+def _projections(ctx: Any, plan: Plan, feedback: Feedback, error: Tensor) -> list[Tensor]:
+    """δh for every opaque point; points that want the same share one tensor."""
+    if not plan.points:
+        return []
+    wanted = [
+        Point(point.width, point.stream, point.rows, dtype)
+        for point, (_, dtype) in zip(plan.points, ctx.meta, strict=True)
+    ]
+    distinct = list(dict.fromkeys(wanted))
+    made = dict(zip(distinct, ops.project(error, feedback, plan.scale, distinct), strict=True))
+    return [made[point].view(shape) for point, (shape, _) in zip(wanted, ctx.meta, strict=True)]
+
+
+def _parameters(
+    ctx: Any,
+    plan: Plan,
+    feedback: Feedback,
+    error: Tensor,
+    output: Tensor | None,
+    kept: list[Tensor],
+) -> list[Tensor | None]:
+    """The gradient of every fused parameter, in the form that ``plan.update`` asks for."""
+    slots: list[Tensor | None] = [None] * plan.parameters
+    if not plan.layers:
+        return slots
+    chain = kept[: plan.chain]
+    records = []
+    for layer in plan.layers:
+        x = chain[layer.inputs]
+        h = output if layer.saved < 0 else chain[layer.saved]
+        records.append(
+            Layer(
+                x.reshape(-1, x.shape[-1]),
+                h.reshape(-1, h.shape[-1]),
+                ACTIVATIONS[layer.activation].name,
+                layer.stream,
+                layer.rows,
+            )
+        )
+    if plan.update == "backward":
+        _step(plan, feedback, error, records, kept[plan.chain :])
+    elif plan.update == "step":
+        _postpone(ctx.parameters, plan, feedback, error, records, slots)
+    else:
+        dtype = ctx.dtypes[0]
+        for other in ctx.dtypes[1:]:
+            dtype = torch.promote_types(dtype, other)
+        made = ops.gradients(error, feedback, plan.scale, records, dtype)
+        for layer, (weight, bias) in zip(plan.layers, made, strict=True):
+            for slot, gradient in ((layer.weight, weight), (layer.bias, bias)):
+                if slot >= 0:
+                    gradient = gradient.to(ctx.dtypes[slot])
+                    before = slots[slot]
+                    slots[slot] = gradient if before is None else before + gradient
+    return slots
+
+
+def _postpone(
+    parameters: tuple[Tensor, ...],
+    plan: Plan,
+    feedback: Feedback,
+    error: Tensor,
+    records: list[Layer],
+    slots: list[Tensor | None],
+) -> None:
+    """Fill ``slots`` with pending gradients: dfa_kernels.optim applies them in one grouped call."""
+    gathered: list[tuple[Record, ...]] = [()] * len(slots)
+    for layer, record in zip(plan.layers, records, strict=True):
+        entry = (Record(layer.name, feedback, Segment(error, plan.scale, record)),)
+        gathered[layer.weight] += entry
+        if layer.bias >= 0:
+            gathered[layer.bias] += entry
+    for slot, entries in enumerate(gathered):
+        slots[slot] = PendingGradient(parameters[slot], entries)
+
+
+def _step(
+    plan: Plan, feedback: Feedback, error: Tensor, records: list[Layer], rest: list[Tensor]
+) -> None:
+    """Apply the optimizer's rule at once: ``rest`` is the table, then parameter and states of
+    each weight, then of each bias."""
+    raise NotImplementedError

@@ -1,0 +1,138 @@
+"""The registry: which backend runs the three operations, and why.
+
+An automatic choice takes the first of `PREFERENCE` that can run on the tensors' device; a backend
+named by `use`, or by the environment variable DFA_KERNELS_BACKEND, must run there or raises.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from dfa_kernels.backends.contract import Backend
+from dfa_kernels.backends.reference import Reference
+
+#: Tried in this order where nobody named a backend.
+PREFERENCE = ("reference",)
+
+VARIABLE = "DFA_KERNELS_BACKEND"
+
+_reference = Reference()
+_registered: dict[str, Backend] = {"reference": _reference}
+_named: str | None = None
+
+
+def register(name: str, backend: Backend) -> None:
+    """Offer ``backend`` under ``name``, for `use` and DFA_KERNELS_BACKEND.
+
+    Raises:
+        ValueError: the name is taken.
+        TypeError: it lacks ``project``, ``unavailable`` or ``describe``.
+    """
+    if name in _registered:
+        raise ValueError(f"a backend named {name!r} is registered already")
+    if not isinstance(backend, Backend):
+        raise TypeError(
+            f"backend {name!r} ({type(backend).__name__}) must offer project(), unavailable() "
+            "and describe(): see dfa_kernels.backends.contract.Backend"
+        )
+    _registered[name] = backend
+
+
+def unregister(name: str) -> None:
+    """Withdraw a backend that `register` offered.
+
+    Raises:
+        ValueError: unknown, or the reference.
+    """
+    global _named
+    if name == "reference":
+        raise ValueError("the reference backend cannot be unregistered: the others fall back to it")
+    _lookup(name)
+    del _registered[name]
+    if _named == name:
+        _named = None
+
+
+def available(device: torch.device | str | None = None) -> dict[str, str | None]:
+    """Every registered backend, with the reason why it cannot run on ``device``, or None."""
+    device = torch.device(device or _default_device())
+    return {name: backend.unavailable(device) for name, backend in _registered.items()}
+
+
+def get(name: str) -> Backend:
+    """The backend registered under ``name``.
+
+    Raises:
+        ValueError: nothing is.
+    """
+    return _lookup(name)
+
+
+class use:
+    """Run every operation on the named backend from now on, or inside a ``with`` block.
+
+    ``None`` goes back to the automatic choice.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: at the operation, where the backend cannot run on its device.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _named
+        if name is not None:
+            _lookup(name)
+        self._before, _named = _named, name
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _named
+        _named = self._before
+
+
+def chosen(device: torch.device) -> tuple[str, str]:
+    """The backend for ``device``, and why it was chosen.
+
+    Raises:
+        ValueError: an unknown name in DFA_KERNELS_BACKEND.
+        RuntimeError: a named backend cannot run there.
+    """
+    named, by = _named, "dfa_kernels.backends.use"
+    if named is None:
+        named, by = os.environ.get(VARIABLE) or None, VARIABLE
+    if named is not None:
+        reason = _lookup(named).unavailable(device)
+        if reason is not None:
+            raise RuntimeError(
+                f"backend {named!r}, named by {by}, cannot run on {device}: {reason}"
+            )
+        return named, f"named by {by}"
+    refused = []
+    for name in PREFERENCE:
+        reason = _registered[name].unavailable(device)
+        if reason is None:
+            return name, "; ".join(["chosen automatically", *refused])
+        refused.append(f"{name}: {reason}")
+    raise AssertionError("the reference runs everywhere")
+
+
+def function(name: str, device: torch.device) -> Callable:
+    """The chosen backend's ``name``, or the reference's where it has none."""
+    backend = _registered[chosen(device)[0]]
+    return getattr(backend, name, None) or getattr(_reference, name)
+
+
+def _lookup(name: str) -> Backend:
+    if name not in _registered:
+        known = ", ".join(_registered)
+        raise ValueError(f"unknown backend {name!r}: registered are {known}")
+    return _registered[name]
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

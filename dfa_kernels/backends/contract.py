@@ -1,0 +1,111 @@
+"""What a backend is given, and what it returns: the three functions over the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from dfa_kernels.feedback import Feedback
+
+#: `Layer.stream` of the layer at the error point: its δ is the error itself, not a projection.
+HEAD = -1
+
+
+class Point(NamedTuple):
+    """An opaque point: wants δh = e·B·scale.
+
+    ``width``: its features D; ``stream``: of B; ``rows``: k, its rows for each error row (the
+    projection is repeated over them and divided by √k); ``dtype``: of δh.
+    """
+
+    width: int
+    stream: int
+    rows: int
+    dtype: torch.dtype
+
+
+class Layer(NamedTuple):
+    """What a fused linear layer saw in one forward pass.
+
+    ``inputs``: x (N·k, K); ``saved``: what f′ is read from (N·k, D), the outputs h, or the
+    preactivations a for gelu and silu; ``activation``: a name of ``dfa_kernels.activation``;
+    ``stream``: of B, or ``HEAD``; ``rows``: k.
+    """
+
+    inputs: Tensor
+    saved: Tensor
+    activation: str
+    stream: int
+    rows: int
+
+
+class Segment(NamedTuple):
+    """One term of a gradient's sum: a layer's record, the error (N, E) that belongs to it, and
+    the scale of that error's projection. Accumulation and several forward passes make several."""
+
+    error: Tensor
+    scale: float
+    layer: Layer
+
+
+class Rule(NamedTuple):
+    """An optimizer's step on one parameter: ``states`` are updated in place beside it, and
+    ``hyper`` names the columns of the table that comes with them."""
+
+    states: tuple[str, ...]
+    hyper: tuple[str, ...]
+
+
+#: torch.optim's semantics. ``first``: 1 where the momentum buffer starts from this gradient.
+RULES = {
+    "sgd": Rule(
+        ("momentum_buffer",),
+        ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "first"),
+    ),
+    "adamw": Rule(
+        ("exp_avg", "exp_avg_sq"),
+        ("lr", "beta1", "beta2", "eps", "weight_decay", "maximize", "step"),
+    ),
+}
+
+
+class Update(NamedTuple):
+    """A parameter that is stepped in place: its optimizer state and its row of the rule's table."""
+
+    parameter: Tensor
+    states: tuple[Tensor, ...]
+    hyper: Sequence[float]
+
+
+class LayerUpdate(NamedTuple):
+    """A weight (D, K), its bias (D,) if it has one, and the segments that their gradients sum."""
+
+    weight: Update
+    bias: Update | None
+    segments: Sequence[Segment]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Whoever registers one offers ``project`` at least; what it lacks comes from the reference.
+
+    ``project(error, feedback, scale, points) -> [δh (N·k, D), …]``
+    ``gradients(error, feedback, scale, layers, dtype) -> [(dW, db), …]``
+    ``step_(feedback, rule, updates) -> None``
+
+    ``error`` is (N, E), of unit stride along E or not; ``scale`` multiplies e·B. Nothing that is
+    returned may alias an argument, or another tensor that is returned.
+    """
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why it cannot run on ``device``, in one sentence; None where it can."""
+
+    def describe(self) -> str:
+        """One line for ``dfa-kernels info``."""
+
+    def project(
+        self, error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]
+    ) -> list[Tensor]: ...

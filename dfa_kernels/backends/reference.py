@@ -1,0 +1,278 @@
+"""The reference backend: pure PyTorch, the definition of what is right. Any device, any dtype.
+
+    project     δh = e·B·scale
+    gradients   δ  = (e·B·scale) ⊙ f′,   dW = δᵀ·x,   db = Σₙ δ
+    step_       the same, straight into the weights and the optimizer's state
+
+It keeps the materialised B it used last (`_Matrices`), which the kernels to come never store.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from dfa_kernels import activation
+from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
+from dfa_kernels.feedback import Feedback
+
+_ACTIVATIONS = {a.name: a for a in activation.ACTIVATIONS}
+
+
+class _Matrices:
+    """The B matrices in use, widest first, least recently used dropped beyond ``limit`` bytes.
+
+    A narrower request is a view of a wider matrix: an entry does not depend on the width.
+    """
+
+    def __init__(self, limit: int = 4 << 30) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    def get(
+        self,
+        feedback: Feedback,
+        rows: int,
+        width: int,
+        stream: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor:
+        if feedback.values is not None:  # already materialised, by its owner
+            return feedback.matrix(rows, width, dtype=dtype, device=device)
+        key = (feedback.distribution, feedback.seed, stream, rows, dtype, device)
+        matrix = self._kept.get(key)
+        if matrix is None or matrix.shape[1] < width:
+            matrix = feedback.matrix(rows, width, stream, dtype=dtype, device=device)
+            self._kept[key] = matrix
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and self.bytes() > self.limit:
+            self._kept.popitem(last=False)
+        return matrix[:, :width]
+
+    def bytes(self) -> int:
+        return sum(m.numel() * m.element_size() for m in self._kept.values())
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
+class _Projections:
+    """e·B·scale of one error: one product for each stream, as wide as its widest reader."""
+
+    def __init__(
+        self,
+        error: Tensor,
+        feedback: Feedback,
+        scale: float,
+        widths: dict[int, int],
+        matrices: _Matrices,
+    ) -> None:
+        self._error, self._feedback, self._scale = error, feedback, scale
+        self._widths, self._matrices = widths, matrices
+        self._made: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def __call__(self, stream: int, width: int, rows: int, dtype: torch.dtype) -> Tensor:
+        """δh (N·k, D), in the wider of the error's dtype and ``dtype``."""
+        dtype = torch.promote_types(self._error.dtype, dtype)
+        made = self._made.get((stream, dtype))
+        if made is None:
+            error = self._error.to(dtype)
+            matrix = self._matrices.get(
+                self._feedback,
+                error.shape[1],
+                self._widths[stream],
+                stream,
+                dtype=dtype,
+                device=error.device,
+            )
+            made = torch.addmm(error.new_zeros(()), error, matrix, beta=0, alpha=self._scale)
+            self._made[stream, dtype] = made
+        projection = made if made.shape[1] == width else made[:, :width]
+        if rows > 1:
+            projection = (projection / math.sqrt(rows)).repeat_interleave(rows, dim=0)
+        return projection
+
+
+def _widths(pairs: Iterator[tuple[int, int]]) -> dict[int, int]:
+    widest: dict[int, int] = {}
+    for stream, width in pairs:
+        widest[stream] = max(width, widest.get(stream, 0))
+    return widest
+
+
+def _delta(error: Tensor, layer: Layer, projections: _Projections) -> Tensor:
+    """δ (N·k, D) in the dtype of what the forward pass kept."""
+    saved = layer.saved
+    if layer.stream == HEAD:
+        upstream = error
+    else:
+        upstream = projections(layer.stream, saved.shape[1], layer.rows, saved.dtype)
+    if layer.activation == "identity":
+        return upstream.to(saved.dtype)
+    wide = saved.to(upstream.dtype)
+    return _ACTIVATIONS[layer.activation].backward(upstream, wide).to(saved.dtype)
+
+
+class Reference:
+    """Pure PyTorch on any device, in any real floating dtype."""
+
+    def __init__(self) -> None:
+        self.matrices = _Matrices()
+
+    def unavailable(self, device: torch.device) -> str | None:
+        return None
+
+    def describe(self) -> str:
+        return f"pure PyTorch; keeps B materialised, now {self.matrices.bytes():,} bytes"
+
+    def project(
+        self, error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]
+    ) -> list[Tensor]:
+        widths = _widths((p.stream, p.width) for p in points)
+        projections = _Projections(error, feedback, scale, widths, self.matrices)
+        made = [projections(p.stream, p.width, p.rows, p.dtype).to(p.dtype) for p in points]
+        # two points of one width would share the product's own tensor
+        return [m if i == 0 else m.clone() for i, m in enumerate(made)]
+
+    def gradients(
+        self,
+        error: Tensor,
+        feedback: Feedback,
+        scale: float,
+        layers: Sequence[Layer],
+        dtype: torch.dtype,
+    ) -> list[tuple[Tensor, Tensor]]:
+        projections = self._projections(error, feedback, scale, layers)
+        made = []
+        for layer in layers:
+            delta = _delta(error, layer, projections)
+            inputs = layer.inputs.to(delta.dtype)
+            made.append(((delta.T @ inputs).to(dtype), delta.sum(0).to(dtype)))
+        return made
+
+    def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
+        grouped: dict[tuple[int, float], list[Layer]] = {}
+        for update in updates:
+            for segment in update.segments:
+                grouped.setdefault((id(segment.error), segment.scale), []).append(segment.layer)
+        projections: dict[tuple[int, float], _Projections] = {}
+
+        def delta(segment: Segment) -> Tensor:
+            key = (id(segment.error), segment.scale)
+            if key not in projections:
+                projections[key] = self._projections(
+                    segment.error, feedback, segment.scale, grouped[key]
+                )
+            return _delta(segment.error, segment.layer, projections[key])
+
+        for weight, bias, segments in updates:
+            terms = [(delta(s), s.layer.inputs) for s in segments]
+            if bias is not None:
+                parameter, states, hyper = bias
+                (first, _), *more = terms
+                gradient = first.sum(0, dtype=parameter.dtype)
+                for term, _ in more:
+                    gradient += term.sum(0, dtype=parameter.dtype)
+                _STEPS[rule](parameter, gradient, states, hyper)
+            if not _accumulate_sgd(rule, weight, terms):
+                _step_rows(rule, weight, terms)
+
+    def _projections(
+        self, error: Tensor, feedback: Feedback, scale: float, layers: Sequence[Layer]
+    ) -> _Projections:
+        widths = _widths((x.stream, x.saved.shape[1]) for x in layers if x.stream != HEAD)
+        return _Projections(error, feedback, scale, widths, self.matrices)
+
+
+# The optimizers' steps, as torch.optim defines them --------------------------------------------
+
+
+def _sgd_(p: Tensor, g: Tensor, states: tuple[Tensor, ...], hyper: Sequence[float]) -> None:
+    """buf ← μ·buf + (1−τ)·(g + λ·p),  p ← p − γ·buf  (Nesterov: p ← p − γ·(g + λ·p + μ·buf))."""
+    lr, momentum, dampening, decay, nesterov, maximize, first = hyper
+    if maximize:
+        g = -g
+    if decay:
+        g = g.add(p, alpha=decay)
+    if momentum:
+        (buffer,) = states
+        if first:
+            buffer.copy_(g)
+        else:
+            buffer.mul_(momentum).add_(g, alpha=1 - dampening)
+        g = g.add(buffer, alpha=momentum) if nesterov else buffer
+    p.add_(g, alpha=-lr)
+
+
+def _adamw_(p: Tensor, g: Tensor, states: tuple[Tensor, ...], hyper: Sequence[float]) -> None:
+    """Loshchilov & Hutter 2019, algorithm 2: decoupled decay, bias-corrected moments."""
+    lr, beta1, beta2, eps, decay, maximize, step = hyper
+    mean, square = states
+    if maximize:
+        g = -g
+    p.mul_(1 - lr * decay)
+    mean.lerp_(g, 1 - beta1)
+    square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    root = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
+    p.addcdiv_(mean, root, value=-lr / (1 - beta1**step))
+
+
+_STEPS: dict[str, Callable[..., None]] = {"sgd": _sgd_, "adamw": _adamw_}
+
+
+# Weights: never a tensor of the gradient's size ------------------------------------------------
+
+# Elements of a slice of rows: 1 MiB of fp32 stays in the second-level cache between the product
+# that makes it and the step that reads it.
+_SLICE = 1 << 18
+
+
+def _product(delta: Tensor, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    return (delta.T @ inputs.to(delta.dtype)).to(dtype)
+
+
+def _step_rows(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """dW a slice of rows at a time, each stepped before the next is made."""
+    parameter, states, hyper = weight
+    height, width = parameter.shape
+    rows = max(1, min(_SLICE // max(1, width), -(-height // 4)))
+    for start in range(0, height, rows):
+        here = slice(start, start + rows)
+        (delta, inputs), *more = terms
+        gradient = _product(delta[:, here], inputs, parameter.dtype)
+        for delta, inputs in more:
+            gradient += _product(delta[:, here], inputs, parameter.dtype)
+        _STEPS[rule](parameter[here], gradient, tuple(s[here] for s in states), hyper)
+
+
+def _accumulate_sgd(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Plain SGD is linear in the gradient: the product goes straight into the momentum buffer
+    (or the weight), without even a slice of dW. False where that does not hold."""
+    if rule != "sgd":
+        return False
+    parameter, states, (lr, momentum, dampening, decay, nesterov, maximize, first) = weight
+    same = all(d.dtype == x.dtype == parameter.dtype for d, x in terms)
+    if nesterov or not same:
+        return False
+    sign = -1.0 if maximize else 1.0
+    if momentum:
+        target, gain = states[0], 1.0 if first else 1 - dampening
+        beta = 0.0 if first else momentum
+        decayed = gain * decay
+    else:
+        target, gain, beta = parameter, -lr, 1 - lr * decay
+        decayed = 0.0
+    for delta, inputs in terms:
+        target.addmm_(delta.T, inputs, beta=beta, alpha=sign * gain)
+        beta = 1.0
+    if decayed:
+        target.add_(parameter, alpha=decayed)
+    if momentum:
+        parameter.add_(target, alpha=-lr)
+    return True

@@ -1,0 +1,377 @@
+"""`DFA`, the module that trains a model by direct feedback alignment; `Linear` and `fuse`.
+
+    net = DFA(fuse(model), feedback=Feedback("rademacher", seed=0))
+    loss = F.cross_entropy(net(x), y); loss.backward()
+
+Launay et al. 2020, section 2: every layer learns from one projection of the error at the output,
+not from its successor. The layers above the error point get their true gradient.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfa_kernels import activation as activations
+from dfa_kernels.autograd import Plan
+from dfa_kernels.feedback import Feedback
+from dfa_kernels.recording import Recording, active
+
+if TYPE_CHECKING:
+    from dfa_kernels.optim import FusedUpdate
+
+METHODS = ("dfa", "bp", "shallow")
+
+_ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.RReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Tanh, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Hardswish,
+    nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.GLU,
+)  # fmt: skip
+
+
+class Linear(nn.Linear):
+    """Linear + activation in one layer: h = f(x·Wᵀ + b).
+
+    Inside the forward pass of a `DFA` that has it as a point it builds no autograd graph: it
+    leaves x and h behind, and its dW = δᵀ·x, db = Σₙ δ come from one grouped call for all such
+    layers. Anywhere else it is an ordinary linear layer with an activation.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
+        activation: None, ``"relu"``, ``"tanh"``, ``"sigmoid"``, ``"gelu"``, ``"gelu_tanh"`` or
+            ``"silu"``.
+
+    Shape: (…, in_features) → (…, out_features).
+
+    Raises:
+        ValueError: an unknown activation, an input of another width.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_activation(activation)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.activation = activation or "identity"
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, activation: str | None = None) -> Linear:
+        """A fused layer around the very parameters of ``linear``."""
+        _check_activation(activation)
+        fused = cls.__new__(cls)
+        nn.Module.__init__(fused)
+        fused.in_features, fused.out_features = linear.in_features, linear.out_features
+        fused.weight, fused.bias = linear.weight, linear.bias
+        fused.activation = activation or "identity"
+        fused.train(linear.training)
+        return fused
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1] != self.in_features:
+            raise ValueError(
+                f"Linear({self.in_features}, {self.out_features}) was given an input of shape "
+                f"{tuple(input.shape)}, whose last dimension should be {self.in_features}"
+            )
+        recording = active.recording
+        name = None if recording is None else recording.owner.name_of(self)
+        if name is not None and recording.fuses(name, self, input):
+            return self._fused(recording, name, input)
+        f = activations.differentiable(self.activation)
+        output = f(F.linear(input, self.weight, self.bias))
+        return output if name is None else recording.point(name, output)
+
+    def _fused(self, recording: Recording, name: str, input: Tensor) -> Tensor:
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            input = input.to(torch.get_autocast_dtype(device))
+        bias = None if self.bias is None else self.bias.detach()
+        saved = F.linear(input, self.weight.detach(), bias)
+        f = activations.ACTIVATIONS[activations.CODES[self.activation]]
+        output = f.forward_(saved)
+        recording.fused(name, self, input, output, saved if f.from_preactivations else output)
+        return output
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation}"
+
+
+def _check_activation(activation: str | None) -> None:
+    if activation is not None and activation not in activations.CODES:
+        known = ", ".join(activations.CODES)
+        raise ValueError(f"unknown activation {activation!r}: known are {known}")
+
+
+class _Passed(nn.Identity):
+    """Where an activation stood that its linear layer now computes: keeps `state_dict` keys."""
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Turn each `nn.Linear` → activation pair of every `nn.Sequential` in ``model`` into a
+    `Linear`, and the `nn.Linear` that ends ``model`` too where it is a Sequential itself.
+
+    Parameters are shared and `state_dict` keys kept; ``model`` itself is left as it is, and a
+    structure that shares its parameters is returned.
+    """
+    return _fused_copy(model, outermost=True)
+
+
+def _fused_copy(module: nn.Module, outermost: bool) -> nn.Module:
+    children = list(module.named_children())
+    if not children:
+        return module
+    copy = module.__class__.__new__(module.__class__)
+    copy.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()}
+    named = [name for name, child in module._modules.items()]
+    last = named[-1]
+    skip = False
+    for position, name in enumerate(named):
+        child = module._modules[name]
+        if child is None:
+            continue
+        if skip:
+            copy._modules[name], skip = _Passed(), False
+            continue
+        if isinstance(module, nn.Sequential) and type(child) is nn.Linear and not _hooked(child):
+            after = None if name == last else module._modules[named[position + 1]]
+            f = None if after is None or _hooked(after) else activations.of_module(after)
+            if f is not None or (outermost and name == last):
+                copy._modules[name], skip = Linear.from_linear(child, f), f is not None
+                continue
+        inner = outermost and name == last and isinstance(module, nn.Sequential)
+        copy._modules[name] = _fused_copy(child, inner)
+    return copy
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+class DFA(nn.Module):
+    """Train ``model`` by direct feedback alignment, by backpropagation, or its top alone.
+
+    Args:
+        model: any module whose output, or whose ``error_at`` module's output, is one tensor.
+        feedback: what B is.
+        points: where the projected error enters: modules, names, or globs such as
+            ``"encoder.layers.*"``. None: every `Linear` and every activation below the error
+            point. A point's output is cut from what follows it.
+        error_at: the module, or its name, whose output is the error point. None: the model's
+            output. A layer whose output is the error point gets its true gradient.
+        batch_dims: how many leading dimensions of the error and of every point are rows, the
+            rest being features. None: all but the last, and one where there are four or more
+            (images: C·H·W features). A point may have k rows for each row of the error, in
+            row-major order: the projection is repeated over them and divided by √k.
+        method: ``"dfa"``, ``"bp"`` (plain autograd) or ``"shallow"`` (points get no gradient).
+            May be set at any time.
+
+    ``net.module`` is the model, with its own parameters and keys. The `state_dict` of the wrapper
+    adds the feedback's description, and loading another one raises.
+
+    Raises:
+        ValueError: an unknown method or name, a glob that matches nothing, a `DFA` in the model.
+        TypeError: a point that is neither a module nor a string.
+    """
+
+    feedback_matrix: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        feedback: Feedback | None = None,
+        points: Iterable[nn.Module | str] | nn.Module | str | None = None,
+        error_at: nn.Module | str | None = None,
+        batch_dims: int | None = None,
+        method: str = "dfa",
+    ) -> None:
+        super().__init__()
+        if any(isinstance(m, DFA) for m in model.modules()):
+            raise ValueError("the model already holds a DFA module: wrap it once")
+        if batch_dims is not None and batch_dims < 0:
+            raise ValueError(f"batch_dims must be None or at least 0, got {batch_dims}")
+        names = {name: m for name, m in model.named_modules() if name}
+        error_name = None if error_at is None else _resolve_one(names, error_at)
+        self.explicit = points is not None
+        found = _default_points(names) if points is None else _resolve(names, points)
+        self.point_names = tuple(n for n in found if n != error_name)
+        self.error_name = error_name
+        self.batch_dims = batch_dims
+        self.method = method
+        self.feedback = feedback if feedback is not None else Feedback()
+        self.module = model
+        self.register_buffer("feedback_matrix", self.feedback.values)
+        self._streams = {n: self.feedback.stream(i) for i, n in enumerate(self.point_names)}
+        self._optimizer: weakref.ref[FusedUpdate] | None = None
+        # A fused layer asks for its name: those that are points, and those that may be the head.
+        head = error_name or _last_of_sequential(model)
+        fused = (*self.point_names, head) if head else self.point_names
+        self._fused = {names[n]: n for n in fused if isinstance(names[n], Linear)}
+        for name in self.point_names:
+            if not isinstance(names[name], Linear):
+                names[name].register_forward_hook(partial(_reached, self, name))
+        if error_name is not None:
+            names[error_name].register_forward_hook(partial(_closes, self))
+        self.register_load_state_dict_pre_hook(_check_feedback)
+
+    # Properties -----------------------------------------------------------------------------
+
+    @property
+    def method(self) -> str:
+        return self._method
+
+    @method.setter
+    def method(self, method: str) -> None:
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+        self._method = method
+
+    def extra_repr(self) -> str:
+        at = self.error_name or "the output"
+        return (
+            f"method={self.method!r}, feedback={self.feedback}, points={len(self.point_names)}, "
+            f"error_at={at}"
+        )
+
+    # The forward pass -----------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._method == "bp" or not torch.is_grad_enabled():
+            return self.module(*args, **kwargs)
+        recording = Recording(self)
+        before, active.recording = active.recording, recording
+        try:
+            output = self.module(*args, **kwargs)
+        finally:
+            active.recording = before
+        if self.error_name is None:
+            output = recording.close(output)
+        recording.finish()
+        return output
+
+    def name_of(self, layer: Linear) -> str | None:
+        """The name of a fused layer that is one of this module's points, or may be its head."""
+        return self._fused.get(layer)
+
+    def stream(self, name: str) -> int:
+        return self._streams[name]
+
+    def plan_update(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
+        """How the fused layers' gradients leave the node: see `dfa_kernels.optim`."""
+        optimizer = None if self._optimizer is None else self._optimizer()
+        if optimizer is None or not plan.layers:
+            return plan, []
+        return optimizer.plan(plan, parameters)
+
+    # State ----------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, object]:
+        return self.feedback.describe()
+
+    def set_extra_state(self, state: Mapping[str, object]) -> None:
+        """Checked by `_check_feedback`, before anything is loaded."""
+
+
+def _reached(owner: DFA, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+    recording = active.recording
+    if recording is None or recording.owner is not owner:
+        return output
+    return recording.point(name, output)
+
+
+def _closes(owner: DFA, module: nn.Module, args: Any, output: Any) -> Any:
+    recording = active.recording
+    if recording is None or recording.owner is not owner:
+        return output
+    return recording.close(output)
+
+
+def _check_feedback(module: DFA, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    stored = state_dict.get(prefix + "_extra_state")
+    ours = module.get_extra_state()
+    if stored is not None and dict(stored) != ours:
+        changed = [k for k in ours if stored.get(k) != ours[k]]
+        raise ValueError(
+            "the checkpoint was trained with another feedback: "
+            + ", ".join(f"{k} {stored.get(k)!r}, here {ours[k]!r}" for k in changed)
+        )
+    matrix = state_dict.get(prefix + "feedback_matrix")
+    mine = module.feedback_matrix
+    if (
+        matrix is not None
+        and mine is not None
+        and not (matrix.shape == mine.shape and torch.equal(matrix.to(mine), mine))
+    ):
+        raise ValueError(
+            f"the checkpoint was trained with another feedback matrix: {tuple(matrix.shape)}, "
+            f"here {tuple(mine.shape)}" + ("" if matrix.shape != mine.shape else ", other values")
+        )
+
+
+# Names ------------------------------------------------------------------------------------------
+
+
+def _default_points(names: Mapping[str, nn.Module]) -> list[str]:
+    return [n for n, m in names.items() if isinstance(m, (Linear, *_ACTIVATIONS))]
+
+
+def _resolve(
+    names: Mapping[str, nn.Module], points: Iterable[nn.Module | str] | nn.Module | str
+) -> list[str]:
+    """Names of the points, in the model's order."""
+    given = [points] if isinstance(points, (str, nn.Module)) else list(points)
+    chosen: set[str] = set()
+    for point in given:
+        if isinstance(point, nn.Module) and not isinstance(point, nn.ModuleList):
+            chosen.add(_resolve_one(names, point))
+        elif isinstance(point, str):
+            matched = [
+                n for n in names if fnmatchcase(n, point) and n.count(".") == point.count(".")
+            ]
+            if not matched:
+                raise ValueError(
+                    f"point {point!r} matches none of the {len(names)} modules: {_some(names)}"
+                )
+            chosen.update(matched)
+        else:
+            raise TypeError(f"a point must be a module or a name, got {type(point).__name__}")
+    return [n for n in names if n in chosen]
+
+
+def _resolve_one(names: Mapping[str, nn.Module], module: nn.Module | str) -> str:
+    if isinstance(module, str):
+        if module not in names:
+            raise ValueError(f"no module is named {module!r}: there are {_some(names)}")
+        return module
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"error_at must be a module or a name, got {type(module).__name__}")
+    for name, candidate in names.items():
+        if candidate is module:
+            return name
+    raise ValueError(f"{type(module).__name__} is not a module inside the model")
+
+
+def _some(names: Mapping[str, nn.Module]) -> str:
+    shown = list(names)[:8]
+    return ", ".join(map(repr, shown)) + (", …" if len(names) > len(shown) else "")
+
+
+def _last_of_sequential(model: nn.Module, prefix: str = "") -> str | None:
+    """The name of the layer that ends a (nested) Sequential."""
+    if not isinstance(model, nn.Sequential) or not len(model):
+        return None
+    name, last = list(model._modules.items())[-1]
+    if isinstance(last, nn.Sequential):
+        return _last_of_sequential(last, f"{prefix}{name}.")
+    return prefix + name

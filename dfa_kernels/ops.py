@@ -1,0 +1,228 @@
+"""The three custom ops: schema, fake implementation, dispatch to the chosen backend.
+
+``dfa_kernels::project``, ``::gradients`` and ``::step_`` carry flat lists, which is all that a
+torch schema can hold; `project`, `gradients` and `step_` here flatten what
+``backends.contract`` names, and the ops rebuild it for the backend. Nothing below this file knows
+of modules or autograd; nothing above it knows which backend runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dfa_kernels import backends
+from dfa_kernels.activation import ACTIVATIONS, CODES
+from dfa_kernels.backends.contract import (
+    RULES,
+    Layer,
+    LayerUpdate,
+    Point,
+    Segment,
+    Update,
+)
+from dfa_kernels.feedback import MATRIX, Feedback
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_NONE = -1
+
+
+@functools.lru_cache(maxsize=64)
+def _described(distribution: str, seed: int) -> Feedback:
+    return Feedback(distribution, seed)
+
+
+def _feedback(matrix: Tensor | None, distribution: str, seed: int) -> Feedback:
+    if matrix is None:
+        return _described(distribution, seed)
+    return Feedback(MATRIX, values=matrix)
+
+
+# project --------------------------------------------------------------------------------------
+
+
+def project(
+    error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]
+) -> list[Tensor]:
+    """δh = e·B·scale (N·k, D) for every opaque point; ``error`` is (N, E)."""
+    return torch.ops.dfa_kernels.project(
+        error,
+        feedback.values,
+        feedback.distribution,
+        feedback.seed,
+        scale,
+        [p.width for p in points],
+        [p.stream for p in points],
+        [p.rows for p in points],
+        [DTYPES.index(p.dtype) for p in points],
+    )
+
+
+@torch.library.custom_op("dfa_kernels::project", mutates_args=())
+def _project(
+    error: Tensor,
+    matrix: Tensor | None,
+    distribution: str,
+    seed: int,
+    scale: float,
+    widths: list[int],
+    streams: list[int],
+    rows: list[int],
+    dtypes: list[int],
+) -> list[Tensor]:
+    points = [Point(*p, DTYPES[d]) for *p, d in zip(widths, streams, rows, dtypes, strict=True)]
+    run = backends.function("project", error.device)
+    return run(error, _feedback(matrix, distribution, seed), scale, points)
+
+
+@_project.register_fake
+def _(error, matrix, distribution, seed, scale, widths, streams, rows, dtypes):
+    return [
+        error.new_empty((error.shape[0] * k, width), dtype=DTYPES[dtype])
+        for width, k, dtype in zip(widths, rows, dtypes, strict=True)
+    ]
+
+
+# gradients ------------------------------------------------------------------------------------
+
+
+def gradients(
+    error: Tensor, feedback: Feedback, scale: float, layers: Sequence[Layer], dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """dW = δᵀ·x (D, K) and db = Σₙ δ (D,) in ``dtype`` for every fused layer."""
+    flat = torch.ops.dfa_kernels.gradients(
+        error,
+        feedback.values,
+        feedback.distribution,
+        feedback.seed,
+        scale,
+        [x.inputs for x in layers],
+        [x.saved for x in layers],
+        [CODES[x.activation] for x in layers],
+        [x.stream for x in layers],
+        [x.rows for x in layers],
+        dtype,
+    )
+    return list(zip(flat[0::2], flat[1::2], strict=True))
+
+
+def _layers(inputs, saved, activations, streams, rows) -> list[Layer]:
+    return [
+        Layer(x, h, ACTIVATIONS[code].name, stream, k)
+        for x, h, code, stream, k in zip(inputs, saved, activations, streams, rows, strict=True)
+    ]
+
+
+@torch.library.custom_op("dfa_kernels::gradients", mutates_args=())
+def _gradients(
+    error: Tensor,
+    matrix: Tensor | None,
+    distribution: str,
+    seed: int,
+    scale: float,
+    inputs: list[Tensor],
+    saved: list[Tensor],
+    activations: list[int],
+    streams: list[int],
+    rows: list[int],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    run = backends.function("gradients", error.device)
+    layers = _layers(inputs, saved, activations, streams, rows)
+    made = run(error, _feedback(matrix, distribution, seed), scale, layers, dtype)
+    return [gradient for pair in made for gradient in pair]
+
+
+@_gradients.register_fake
+def _(error, matrix, distribution, seed, scale, inputs, saved, activations, streams, rows, dtype):
+    made = []
+    for x, h in zip(inputs, saved, strict=True):
+        made.append(error.new_empty((h.shape[1], x.shape[1]), dtype=dtype))
+        made.append(error.new_empty((h.shape[1],), dtype=dtype))
+    return made
+
+
+# step_ ----------------------------------------------------------------------------------------
+
+
+def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate], hyper: Tensor) -> None:
+    """The gradients, straight into parameters and optimizer state, in place.
+
+    ``hyper`` (P, columns of the rule) in float64 on the CPU has a row for each weight and then
+    each bias, in the order of ``updates``: a tensor, so that a compiled step reads it each time.
+    """
+    biases = [u.bias for u in updates if u.bias is not None]
+    segments = [s for u in updates for s in u.segments]
+    errors: list[Tensor] = []
+    for s in segments:
+        if not any(e is s.error for e in errors):
+            errors.append(s.error)
+    parameters = [u.weight for u in updates] + biases
+    torch.ops.dfa_kernels.step_(
+        [p.parameter for p in parameters],
+        [state for p in parameters for state in p.states],
+        hyper,
+        rule,
+        [u.bias is not None for u in updates],
+        [len(u.segments) for u in updates],
+        errors,
+        feedback.values,
+        feedback.distribution,
+        feedback.seed,
+        [next(i for i, e in enumerate(errors) if e is s.error) for s in segments],
+        [s.scale for s in segments],
+        [s.layer.inputs for s in segments],
+        [s.layer.saved for s in segments],
+        [CODES[s.layer.activation] for s in segments],
+        [s.layer.stream for s in segments],
+        [s.layer.rows for s in segments],
+    )
+
+
+@torch.library.custom_op("dfa_kernels::step_", mutates_args=("parameters", "states"))
+def _step(
+    parameters: list[Tensor],
+    states: list[Tensor],
+    hyper: Tensor,
+    rule: str,
+    biased: list[bool],
+    counts: list[int],
+    errors: list[Tensor],
+    matrix: Tensor | None,
+    distribution: str,
+    seed: int,
+    error_of: list[int],
+    scales: list[float],
+    inputs: list[Tensor],
+    saved: list[Tensor],
+    activations: list[int],
+    streams: list[int],
+    rows: list[int],
+) -> None:
+    layers = _layers(inputs, saved, activations, streams, rows)
+    terms = iter(
+        Segment(errors[i], scale, layer)
+        for i, scale, layer in zip(error_of, scales, layers, strict=True)
+    )
+    kept = len(RULES[rule].states)
+    table = hyper.tolist()
+    every = [
+        Update(p, tuple(states[kept * i : kept * i + kept]), table[i])
+        for i, p in enumerate(parameters)
+    ]
+    weights, biases = every[: len(counts)], iter(every[len(counts) :])
+    updates = [
+        LayerUpdate(weight, next(biases) if has_bias else None, [next(terms) for _ in range(n)])
+        for weight, has_bias, n in zip(weights, biased, counts, strict=True)
+    ]
+    run = backends.function("step_", parameters[0].device)
+    run(_feedback(matrix, distribution, seed), rule, updates)
+
+
+@_step.register_fake
+def _(*args):
+    return None
