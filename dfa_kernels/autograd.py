@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from dfa_kernels import ops
 from dfa_kernels.activation import ACTIVATIONS
-from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
+from dfa_kernels.backends.contract import RULES, Layer, LayerUpdate, Point, Segment, Update
 from dfa_kernels.feedback import MATRIX, Feedback
 from dfa_kernels.pending import PendingGradient, Record
 
@@ -52,7 +52,8 @@ class Plan(NamedTuple):
     ``error_rows``, ``error_width``: N and E of the flattened error. ``parameters``,
     ``chain``, ``states``: how many of each follow the points among the node's tensors.
     ``update``: ``"gradients"`` returns them, ``"step"`` returns pending ones, ``"backward"``
-    applies ``rule`` at once.
+    applies ``rule`` at once, for the optimizer known by ``handle``, whose ``slots`` the parameters
+    are.
     """
 
     distribution: str
@@ -64,8 +65,10 @@ class Plan(NamedTuple):
     layers: tuple[LayerPlan, ...]
     parameters: int
     chain: int
-    update: str
-    rule: str
+    update: str = "gradients"
+    rule: str = ""
+    handle: int = -1
+    slots: tuple[int, ...] = ()
 
     def feedback(self, matrix: Tensor | None) -> Feedback:
         if self.distribution == MATRIX:
@@ -199,6 +202,25 @@ def _postpone(
 def _step(
     plan: Plan, feedback: Feedback, error: Tensor, records: list[Layer], rest: list[Tensor]
 ) -> None:
-    """Apply the optimizer's rule at once: ``rest`` is the table, then parameter and states of
-    each weight, then of each bias."""
-    raise NotImplementedError
+    """Apply the optimizer's rule at once. ``rest``: each parameter, followed by its states."""
+    stride = 1 + len(RULES[plan.rule].states)
+
+    def update(slot: int) -> Update:
+        parameter, *states = rest[slot * stride : (slot + 1) * stride]
+        return Update(parameter, tuple(states), ())
+
+    updates: list[LayerUpdate] = []
+    weights: list[int] = []
+    biases: list[int] = []
+    for layer, record in zip(plan.layers, records, strict=True):
+        segment = Segment(error, plan.scale, record)
+        if layer.weight in weights:
+            updates[weights.index(layer.weight)].segments.append(segment)
+            continue
+        weights.append(layer.weight)
+        if layer.bias >= 0:
+            biases.append(layer.bias)
+        bias = update(layer.bias) if layer.bias >= 0 else None
+        updates.append(LayerUpdate(update(layer.weight), bias, [segment]))
+    slots = [plan.slots[slot] for slot in weights + biases]
+    ops.step_(feedback, plan.rule, updates, ops.hyper(error, plan.handle, plan.rule, slots))

@@ -189,6 +189,12 @@ class Feedback:
                 f"the feedback matrix has {columns} columns, but {name} has {width} features"
             )
 
+    def identity(self) -> tuple[object, ...]:
+        """Equal for two of the same B, whatever their scale."""
+        if self.values is None:
+            return (self.distribution, self.seed)
+        return (self.distribution, self.values.data_ptr(), self.values.shape)
+
     def describe(self) -> dict[str, object]:
         """What a checkpoint keeps; together with a user's matrix it determines B."""
         return {

@@ -274,7 +274,19 @@ class DFA(nn.Module):
             return plan, []
         return optimizer.plan(plan, parameters)
 
+    def claim(self, optimizer: FusedUpdate) -> None:
+        """From now on ``optimizer`` steps the fused layers."""
+        self._optimizer = weakref.ref(optimizer)
+
+    def fused_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the layers that are, or may be, fused."""
+        return [p for layer in self._fused for p in layer.parameters()]
+
     # State ----------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy belongs to no optimizer."""
+        return {**self.__dict__, "_optimizer": None}
 
     def get_extra_state(self) -> dict[str, object]:
         return self.feedback.describe()

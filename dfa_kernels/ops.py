@@ -9,7 +9,10 @@ of modules or autograd; nothing above it knows which backend runs.
 from __future__ import annotations
 
 import functools
+import itertools
+import weakref
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -181,6 +184,41 @@ def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate], hyper: 
         [s.layer.stream for s in segments],
         [s.layer.rows for s in segments],
     )
+
+
+class _Provider(Protocol):
+    rule: str
+
+    def hyper(self, slots: list[int]) -> list[list[float]]: ...
+
+
+_providers: weakref.WeakValueDictionary[int, _Provider] = weakref.WeakValueDictionary()
+_handles = itertools.count()
+
+
+def provide_hyper(provider: _Provider) -> int:
+    """A handle by which a compiled step asks ``provider`` for its table each time it runs."""
+    handle = next(_handles)
+    _providers[handle] = provider
+    return handle
+
+
+def hyper(error: Tensor, handle: int, rule: str, slots: Sequence[int]) -> Tensor:
+    """The table of `step_` for ``slots`` as the provider has it now; ``error`` only orders it."""
+    return torch.ops.dfa_kernels.hyper(error, handle, len(RULES[rule].hyper), list(slots))
+
+
+@torch.library.custom_op("dfa_kernels::hyper", mutates_args=())
+def _hyper(error: Tensor, handle: int, columns: int, slots: list[int]) -> Tensor:
+    provider = _providers.get(handle)
+    if provider is None:
+        raise RuntimeError("the optimizer that this backward pass should step no longer exists")
+    return torch.tensor(provider.hyper(slots), dtype=torch.float64).reshape(-1, columns)
+
+
+@_hyper.register_fake
+def _(error, handle, columns, slots):
+    return torch.empty((len(slots), columns), dtype=torch.float64)
 
 
 @torch.library.custom_op("dfa_kernels::step_", mutates_args=("parameters", "states"))

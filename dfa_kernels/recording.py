@@ -209,8 +209,6 @@ class Recording:
             tuple(layers),
             len(parameters),
             len(chain),
-            "gradients",
-            "",
         )
         outputs = [p.output for p in self.points]
         plan, rest = owner.plan_update(plan, parameters)

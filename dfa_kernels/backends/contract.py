@@ -85,7 +85,7 @@ class LayerUpdate(NamedTuple):
 
     weight: Update
     bias: Update | None
-    segments: Sequence[Segment]
+    segments: list[Segment]
 
 
 @runtime_checkable
