@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dfa_kernels import activation as activations
 from dfa_kernels.autograd import Plan
-from dfa_kernels.feedback import Feedback
+from dfa_kernels.feedback import MATRIX, Feedback
 from dfa_kernels.recording import Recording, active
 
 if TYPE_CHECKING:
@@ -266,6 +266,12 @@ class DFA(nn.Module):
 
     def stream(self, name: str) -> int:
         return self._streams[name]
+
+    def placed_feedback(self) -> Feedback:
+        """The feedback with a user's matrix where this module's parameters are."""
+        if self.feedback_matrix is None:
+            return self.feedback
+        return Feedback(MATRIX, values=self.feedback_matrix)
 
     def plan_update(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
         """How the fused layers' gradients leave the node: see `dfa_kernels.optim`."""

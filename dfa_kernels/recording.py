@@ -54,6 +54,7 @@ class Recording:
         self.owner = owner
         self.points: list[_Point] = []
         self.layers: list[_Fused] = []
+        self.idle: list[Tensor] = []  # of frozen points: they count for D_max
         self.reached: list[str] = []
         self.closed = False
 
@@ -70,7 +71,8 @@ class Recording:
             )
         _check_real(output, f"point {name!r}")
         if not output.requires_grad:
-            self._check_learns(name)
+            self._check_frozen(name)
+            self.idle.append(output)
             return output
         cut = output.detach()
         self.points.append(_Point(name, output, cut))
@@ -89,7 +91,7 @@ class Recording:
             and torch.is_grad_enabled()
             and weight.requires_grad
             and (bias is None or bias.requires_grad)
-            and self.owner.batch_dims in (None, inputs.dim() - 1)
+            and _batch_dims(inputs, self.owner.batch_dims) == inputs.dim() - 1
         )
 
     def fused(
@@ -104,8 +106,11 @@ class Recording:
     def _admits(self, name: str) -> bool:
         self.reached.append(name)
         if not torch.is_grad_enabled():
-            self._check_learns(name)
-            return False
+            raise RuntimeError(
+                f"point {name!r} ran under torch.no_grad(), as reentrant activation checkpointing "
+                "does, and would not learn: use checkpoint(..., use_reentrant=False), or leave it "
+                "out of points=..."
+            )
         if self.closed and self.owner.explicit:
             raise RuntimeError(
                 f"point {name!r} was reached after the error point {self.owner.error_name!r}: "
@@ -113,15 +118,14 @@ class Recording:
             )
         return not self.closed
 
-    def _check_learns(self, name: str) -> None:
-        """A point without a graph is right for a frozen block only."""
+    def _check_frozen(self, name: str) -> None:
         module = self.owner.module.get_submodule(name)
         trainable = [n for n, p in module.named_parameters() if p.requires_grad]
-        if trainable or (not torch.is_grad_enabled() and self.owner.explicit):
+        if trainable:
             raise RuntimeError(
-                f"point {name!r} has trainable parameters ({len(trainable)}) but its output has no "
-                "graph, as under torch.no_grad() or reentrant activation checkpointing: use "
-                "checkpoint(..., use_reentrant=False), or freeze it"
+                f"point {name!r} has {len(trainable)} trainable parameters, but its output has no "
+                "graph, as under reentrant activation checkpointing: use checkpoint(..., "
+                "use_reentrant=False), or freeze it"
             )
 
     # Closing ------------------------------------------------------------------------------
@@ -170,21 +174,15 @@ class Recording:
 
     def _node(self, output: Tensor, head: _Fused | None, where: str) -> Tensor:
         owner = self.owner
-        batch = _batch_dims(output, owner.batch_dims)
-        if head is not None:
-            batch = output.dim() - 1
-        elif output.dim() == 0:
-            raise ValueError(
-                f"{where} is a scalar: does the model return its loss? Name the module whose "
-                "output the loss is computed from with error_at=..."
-            )
-        rows, width = math.prod(output.shape[:batch]), math.prod(output.shape[batch:])
+        rows, width = self._rows_and_width(output, where)
         points = tuple(self._point_plan(p, rows) for p in self.points)
         feedback = owner.feedback
         chain: list[Tensor] = []
         parameters: list[Tensor] = []
         layers = []
         widest = 0
+        for idle in self.idle:
+            widest = max(widest, math.prod(idle.shape[_batch_dims(idle, owner.batch_dims) :]))
         for point in points:
             widest = max(widest, point.width)
         for fused in self.layers:
@@ -213,6 +211,16 @@ class Recording:
         outputs = [p.output for p in self.points]
         plan, rest = owner.plan_update(plan, parameters)
         return ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
+
+    def _rows_and_width(self, output: Tensor, where: str) -> tuple[int, int]:
+        """N and E of the error."""
+        if output.dim() == 0:
+            raise ValueError(
+                f"{where} is a scalar: does the model return its loss? Name the module whose "
+                "output the loss is computed from with error_at=..."
+            )
+        batch = _batch_dims(output, self.owner.batch_dims)
+        return math.prod(output.shape[:batch]), math.prod(output.shape[batch:])
 
     def _point_plan(self, point: _Point, error_rows: int) -> PointPlan:
         shape = point.output.shape
@@ -265,6 +273,35 @@ class Recording:
                     f"the forward pass never reached {len(missed)} of {len(owner.point_names)} "
                     f"points: {', '.join(map(repr, missed))}"
                 )
+
+
+class Observation(Recording):
+    """A forward pass that cuts nothing: for measuring beside backpropagation."""
+
+    error: Tensor
+
+    def fuses(self, name: str, layer: Linear, inputs: Tensor) -> bool:
+        return False
+
+    def point(self, name: str, output: Tensor) -> Tensor:
+        if self._admits(name):
+            _check_real(output, f"point {name!r}")
+            if not output.requires_grad:
+                output.requires_grad_()
+            self.points.append(_Point(name, output, output))
+        return output
+
+    def close(self, output: Tensor) -> Tensor:
+        self.closed = True
+        if self.points and self.points[-1].output is output:
+            self.points.pop()
+        self.error = output
+        return output
+
+    def plans(self) -> tuple[list[PointPlan], int, int]:
+        """Every point, and N and E of the error."""
+        rows, width = self._rows_and_width(self.error, "the error point")
+        return [self._point_plan(p, rows) for p in self.points], rows, width
 
 
 def _index(tensors: list[Tensor], tensor: Tensor) -> int:

@@ -1,0 +1,351 @@
+"""The conformance suite: what a backend must do to be one of ours.
+
+Three-way oracle. The truth is the reference in fp64; plain PyTorch in the tensors' own dtype shows
+what error that dtype costs; the backend may err twice as much, element by element, plus what
+rounding δ and accumulating in another order may add, which grows as √N.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from dfa_kernels import backends, ops
+from dfa_kernels.activation import ACTIVATIONS
+from dfa_kernels.backends.contract import (
+    HEAD,
+    RULES,
+    Backend,
+    Layer,
+    LayerUpdate,
+    Point,
+    Segment,
+    Update,
+)
+from dfa_kernels.backends.reference import Reference
+from dfa_kernels.feedback import DISTRIBUTIONS, Feedback
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# rows N, error width E, (x width K, h width D, rows k) of each layer: 1, tiles ± 1, primes.
+_SHAPES = (
+    (1, 1, ((1, 1, 1),)),
+    (17, 10, ((31, 127, 1), (127, 129, 1), (129, 7, 3))),
+    (64, 33, ((65, 128, 2), (128, 64, 1))),
+    (0, 5, ((13, 11, 1),)),
+)
+
+
+def check_backend(
+    backend: str | Backend, device: torch.device | str = "cpu", *, seed: int = 0
+) -> list[str]:
+    """Run the suite on ``device``; the names of the checks that passed, which are all.
+
+    Args:
+        backend: a registered name, or a backend object.
+
+    Raises:
+        AssertionError: naming the first check that fails, the element, and the numbers.
+        RuntimeError: the backend cannot run there.
+    """
+    device = torch.device(device)
+    if not isinstance(backend, str):
+        name = f"{type(backend).__name__}-under-test"
+        backends.register(name, backend)
+        try:
+            return check_backend(name, device, seed=seed)
+        finally:
+            backends.unregister(name)
+    passed = []
+    with backends.use(backend):
+        backends.chosen(device)
+        for name, check in _checks(device):
+            torch.manual_seed(seed)
+            try:
+                check()
+            except AssertionError as failed:
+                raise AssertionError(f"backend {backend!r} on {device}: {name}: {failed}") from None
+            passed.append(name)
+    return passed
+
+
+def _checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
+    for distribution in DISTRIBUTIONS:
+        yield f"stream {distribution}", lambda d=distribution: _stream(d, device)
+    feedbacks = [Feedback(d, seed=2**40 + 7) for d in DISTRIBUTIONS]
+    feedbacks += [Feedback(seed=3, shared=False), Feedback.from_matrix(_matrix(device))]
+    for (shape, dtype), feedback in itertools.product(
+        itertools.product(_SHAPES, _DTYPES), feedbacks
+    ):
+        label = f"{feedback.distribution} {_label(shape, dtype)} shared={feedback.shared}"
+        args = (feedback, shape, dtype, device)
+        yield f"project {label}", lambda a=args: _project(*a)
+    for activation, (shape, dtype) in itertools.product(
+        ACTIVATIONS, itertools.product(_SHAPES, _DTYPES)
+    ):
+        label = f"{activation.name} {_label(shape, dtype)}"
+        args = (activation.name, shape, dtype, device)
+        yield f"gradients {label}", lambda a=args: _gradients(*a)
+    for rule, hypers in _HYPERS.items():
+        for hyper, (shape, dtype) in itertools.product(hypers, itertools.product(_SHAPES, _DTYPES)):
+            args = (rule, hyper, shape, dtype, device)
+            yield f"step_ {rule} {hyper} {_label(shape, dtype)}", lambda a=args: _step(*a)
+    yield "layouts", lambda: _layouts(device)
+    yield "nan and inf", lambda: _not_finite(device)
+
+
+def _label(shape: tuple, dtype: torch.dtype) -> str:
+    n, e, layers = shape
+    return f"N={n} E={e} {'+'.join(f'{k}x{d}' for k, d, _ in layers)} {str(dtype)[6:]}"
+
+
+def _matrix(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(64, 160, generator=generator).to(device)
+
+
+# Cases ----------------------------------------------------------------------------------------
+
+
+def _case(
+    shape: tuple, dtype: torch.dtype, device: torch.device, activation: str, head: bool = True
+) -> tuple[Tensor, list[Layer]]:
+    """An error and the records of a network, the last of them a head of the error's own width."""
+    rows, width, sizes = shape
+    error = torch.randn(rows, width, device=device, dtype=dtype)
+    layers = []
+    for i, (k, d, repeat) in enumerate(sizes):
+        x = torch.randn(rows * repeat, k, device=device, dtype=dtype)
+        a = torch.randn(rows * repeat, d, device=device, dtype=dtype)
+        f = next(f for f in ACTIVATIONS if f.name == activation)
+        saved = a if f.from_preactivations else f.forward_(a.clone())
+        layers.append(Layer(x, saved, activation, i % 2, repeat))
+    if head:
+        x = torch.randn(rows, sizes[-1][1], device=device, dtype=dtype)
+        layers.append(Layer(x, error.clone(), "identity", HEAD, 1))
+    return error, layers
+
+
+def _wide(layer: Layer) -> Layer:
+    return layer._replace(inputs=layer.inputs.double(), saved=layer.saved.double())
+
+
+def _fitting(feedback: Feedback, width: int) -> Feedback:
+    if feedback.values is None:
+        return feedback
+    return Feedback.from_matrix(feedback.values[:width])
+
+
+# Checks ---------------------------------------------------------------------------------------
+
+
+def _stream(distribution: str, device: torch.device) -> None:
+    """The identity as the error brings out B itself: bit for bit, but for the normal's 1e-5."""
+    for seed, stream, rows, width in ((0, 0, 1, 1), (2**63 - 1, 5, 37, 129), (1234, 5, 4, 300)):
+        feedback = Feedback(distribution, seed)
+        error = torch.eye(rows, device=device)
+        (made,) = ops.project(error, feedback, 1.0, [Point(width, stream, 1, torch.float32)])
+        wanted = feedback.matrix(rows, width, stream, device=device)
+        worst = (made - wanted).abs().max().item()
+        allowed = 1e-5 if distribution == "normal" else 0.0
+        assert worst <= allowed, f"seed {seed}, stream {stream}: B differs by {worst}"
+
+
+def _project(feedback: Feedback, shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
+    rows, width, sizes = shape
+    feedback = _fitting(feedback, width)
+    error = torch.randn(rows, width, device=device, dtype=dtype)
+    points = [Point(d, feedback.stream(i), k, dtype) for i, (_, d, k) in enumerate(sizes)]
+    scale = feedback.scale_for(129)
+    made = ops.project(error, feedback, scale, points)
+    again = ops.project(error, feedback, scale, points)
+    plain = Reference().project(error, feedback, scale, points)
+    wide = [p._replace(dtype=torch.float64) for p in points]
+    truth = Reference().project(error.double(), feedback, scale, wide)
+    loose = 1e-5 if feedback.distribution == "normal" else 0.0
+    for i, point in enumerate(points):
+        assert made[i].shape == (rows * point.rows, point.width), f"point {i}: {made[i].shape}"
+        assert made[i].dtype == dtype, f"point {i}: {made[i].dtype}"
+        spread = error.double().norm(dim=1, keepdim=True).repeat_interleave(point.rows, 0) * scale
+        slack = (4 * torch.finfo(dtype).eps + loose) * spread
+        _compare(f"point {i}", made[i], plain[i], truth[i], slack)
+        _same(f"point {i}", made[i], again[i])
+
+
+def _gradients(activation: str, shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
+    error, layers = _case(shape, dtype, device, activation)
+    feedback, scale = Feedback(seed=11), 0.1
+    made = ops.gradients(error, feedback, scale, layers, dtype)
+    again = ops.gradients(error, feedback, scale, layers, dtype)
+    plain = Reference().gradients(error, feedback, scale, layers, dtype)
+    _compare_gradients(made, plain, error, feedback, scale, layers, dtype)
+    for i, (ours, same) in enumerate(zip(made, again, strict=True)):
+        _same(f"layer {i} dW", ours[0], same[0])
+        _same(f"layer {i} db", ours[1], same[1])
+
+
+def _compare_gradients(made, plain, error, feedback, scale, layers, dtype) -> None:
+    wide = [_wide(layer) for layer in layers]
+    truth = Reference().gradients(error.double(), feedback, scale, wide, torch.float64)
+    for i, layer in enumerate(wide):
+        spread = _spread(error.double(), feedback, scale, layer)
+        slack = _noise(layer.inputs.shape[0], dtype)
+        assert made[i][0].dtype == made[i][1].dtype == dtype, f"layer {i}: {made[i][0].dtype}"
+        for what, ours, theirs, right, s in zip(
+            ("dW", "db"), made[i], plain[i], truth[i], spread, strict=True
+        ):
+            assert ours.shape == right.shape, f"layer {i} {what}: {tuple(ours.shape)}"
+            _compare(f"layer {i} {what}", ours, theirs, right, slack * s)
+
+
+def _noise(rows: int, dtype: torch.dtype) -> float:
+    """What rounding δ once and summing ``rows`` terms in any order may add, in units of the
+    root of the sum of squares of the terms."""
+    return 4 * torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * math.sqrt(rows)
+
+
+def _spread(error: Tensor, feedback: Feedback, scale: float, layer: Layer) -> tuple[Tensor, ...]:
+    """√Σₙ (|δ|·x)² and √Σₙ δ², with |δ| at its largest where f′ multiplies a cancelling sum."""
+    rows = layer.inputs.shape[0]
+    if layer.stream == HEAD:
+        delta = error.abs()
+    else:
+        norm = error.norm(dim=1, keepdim=True).repeat_interleave(layer.rows, 0)
+        delta = (norm * scale).expand(rows, layer.saved.shape[1])
+    return ((delta**2).T @ layer.inputs**2).sqrt(), (delta**2).sum(0).sqrt()
+
+
+_HYPERS: dict[str, list[tuple[float, ...]]] = {
+    "sgd": [
+        # lr, momentum, dampening, weight_decay, nesterov, maximize, first
+        (0.1, 0, 0, 0, 0, 0, 0),
+        (0.1, 0, 0, 0.01, 0, 1, 0),
+        (0.1, 0.9, 0, 0, 0, 0, 1),
+        (0.1, 0.9, 0.5, 0.01, 0, 1, 0),
+        (0.1, 0.9, 0.5, 0.01, 0, 0, 1),
+        (0.1, 0.9, 0, 0.01, 1, 0, 0),
+    ],
+    "adamw": [
+        # lr, beta1, beta2, eps, weight_decay, maximize, step
+        (0.1, 0.9, 0.999, 1e-3, 0.01, 0, 1),
+        (0.1, 0.8, 0.99, 1e-3, 0, 1, 7),
+    ],
+}
+
+
+def _step(
+    rule: str, hyper: tuple[float, ...], shape: tuple, dtype: torch.dtype, device: torch.device
+) -> None:
+    """fp32 parameters and states; activations and errors in ``dtype``; two terms in each sum."""
+    records = [_case(shape, dtype, device, "tanh") for _ in range(2)]
+    feedback, scale = Feedback("uniform", seed=5), 0.1
+    start = [
+        [_parameter(rule, d, k, device), _parameter(rule, d, None, device)]
+        for k, d in ((x.inputs.shape[1], x.saved.shape[1]) for x in records[0][1])
+    ]
+
+    def run(step_: Callable, wide: bool) -> list[Tensor]:
+        cast = torch.Tensor.double if wide else torch.Tensor.clone
+        updates = []
+        for i, pair in enumerate(start):
+            segments = [
+                Segment(cast(e), scale, _wide(layers[i]) if wide else layers[i])
+                for e, layers in records
+            ]
+            weight, bias = (Update(cast(p), tuple(map(cast, s)), hyper) for p, s in pair)
+            updates.append(LayerUpdate(weight, None if i == 1 else bias, segments))
+        step_(updates)
+        return [
+            t
+            for weight, bias, _ in updates
+            for u in (weight, bias)
+            if u is not None
+            for t in (u.parameter, *u.states)
+        ]
+
+    def ours(updates: list[LayerUpdate]) -> None:
+        count = sum(1 + (u.bias is not None) for u in updates)
+        table = torch.tensor([hyper] * count, dtype=torch.float64)
+        ops.step_(feedback, rule, updates, table)
+
+    def reference(updates: list[LayerUpdate]) -> None:
+        Reference().step_(feedback, rule, updates)
+
+    made, again = run(ours, False), run(ours, False)
+    plain, truth = run(reference, False), run(reference, True)
+    rows = max(x.inputs.shape[0] for _, layers in records for x in layers)
+    # Where a step divides by √v + eps, an error of the gradient grows by lr / eps at the most,
+    # and by far less wherever the gradient is not small: eps is 1e-3 here.
+    gain = 1.0 if rule == "sgd" else 10.0
+    size = max((t.abs().max().item() for t in truth if t.numel()), default=1.0)
+    slack = gain * size * _noise(rows, dtype) * math.sqrt(max(rows, 1))
+    for i, (a, b, c, d) in enumerate(zip(made, plain, truth, again, strict=True)):
+        _compare(f"tensor {i}", a, b, c, torch.full_like(c, slack))
+        _same(f"tensor {i}", a, d)
+
+
+def _parameter(
+    rule: str, height: int, width: int | None, device: torch.device
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    shape = (height,) if width is None else (height, width)
+    states = tuple(torch.rand(shape, device=device) for _ in RULES[rule].states)
+    return torch.randn(shape, device=device), states
+
+
+def _layouts(device: torch.device) -> None:
+    """Row-strided, offset, transposed and expanded tensors give what contiguous ones give."""
+    error, layers = _case(_SHAPES[1], torch.float32, device, "tanh")
+    feedback = Feedback(seed=1)
+    wanted = ops.gradients(error, feedback, 0.1, layers, torch.float32)
+    for name, change in _LAYOUTS.items():
+        changed = [x._replace(inputs=change(x.inputs), saved=change(x.saved)) for x in layers]
+        made = ops.gradients(change(error), feedback, 0.1, changed, torch.float32)
+        _compare_gradients(made, wanted, error, feedback, 0.1, layers, torch.float32)
+        points = [Point(19, 0, 1, torch.float32)]
+        (a,), (b,) = (ops.project(e, feedback, 0.1, points) for e in (error, change(error)))
+        assert torch.allclose(a, b, atol=1e-6), f"project of a {name} error"
+
+
+_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "row-strided": lambda t: torch.cat((t, t), dim=1)[:, : t.shape[1]],
+    "offset": lambda t: torch.cat((t[:1], t), dim=0)[1:],
+    "transposed": lambda t: t.T.contiguous().T,
+}
+
+
+def _not_finite(device: torch.device) -> None:
+    """NaN or Inf in a row of the error reach that row of δh, and no other."""
+    for bad, k in itertools.product((float("nan"), float("inf")), (1, 2)):
+        error = torch.randn(9, 6, device=device)
+        error[4, 2] = bad
+        (made,) = ops.project(error, Feedback(), 0.1, [Point(21, 0, k, torch.float32)])
+        finite = made.isfinite().reshape(9, k, 21)
+        assert not finite[4].any(), f"{bad} in row 4 of the error left finite values there"
+        finite[4] = True
+        assert finite.all(), f"{bad} in row 4 of the error reached other rows"
+
+
+# Comparing ------------------------------------------------------------------------------------
+
+
+def _compare(what: str, made: Tensor, plain: Tensor, truth: Tensor, slack: Tensor) -> None:
+    made, plain = made.double(), plain.double()
+    eps = torch.finfo(torch.float32).eps if made.numel() else 0.0
+    allowed = 2 * (plain - truth).abs() + slack + eps * truth.abs()
+    excess = (made - truth).abs() - allowed
+    wrong = ~(excess <= 0)
+    if not wrong.any():
+        return
+    index = tuple(int(i) for i in wrong.nonzero()[0])
+    raise AssertionError(
+        f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are off; at {index} "
+        f"{made[index].item():.9g}, plain PyTorch {plain[index].item():.9g}, truth "
+        f"{truth[index].item():.9g}, allowed error {allowed[index].item():.3g}"
+    )
+
+
+def _same(what: str, first: Tensor, second: Tensor) -> None:
+    assert torch.equal(first, second), f"{what}: the same inputs gave other bits the second time"
