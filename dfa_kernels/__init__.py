@@ -6,5 +6,14 @@ from dfa_kernels.feedback import Feedback
 from dfa_kernels.module import DFA, Linear, fuse
 from dfa_kernels.version import __version__
 
-
-__all__ = ["DFA", "Feedback", "Linear", "__version__", "alignment", "backends", "fuse", "optim", "testing"]
+__all__ = [
+    "DFA",
+    "Feedback",
+    "Linear",
+    "__version__",
+    "alignment",
+    "backends",
+    "fuse",
+    "optim",
+    "testing",
+]

@@ -28,17 +28,17 @@ class Activation(NamedTuple):
 
 ACTIVATIONS = (
     Activation("identity", lambda a: a, lambda g, h: g),
-    Activation("relu", torch.relu_, lambda g, h: _aten.threshold_backward(g, h, 0)),
-    Activation("tanh", torch.tanh_, _aten.tanh_backward),
-    Activation("sigmoid", torch.sigmoid_, _aten.sigmoid_backward),
-    Activation("gelu", F.gelu, _aten.gelu_backward, True),
+    Activation("relu", torch.relu_, lambda g, h: _aten.threshold_backward.default(g, h, 0)),
+    Activation("tanh", torch.tanh_, _aten.tanh_backward.default),
+    Activation("sigmoid", torch.sigmoid_, _aten.sigmoid_backward.default),
+    Activation("gelu", F.gelu, _aten.gelu_backward.default, True),
     Activation(
         "gelu_tanh",
         lambda a: F.gelu(a, approximate="tanh"),
-        lambda g, a: _aten.gelu_backward(g, a, approximate="tanh"),
+        lambda g, a: _aten.gelu_backward.default(g, a, approximate="tanh"),
         True,
     ),
-    Activation("silu", F.silu, _aten.silu_backward, True),
+    Activation("silu", F.silu, _aten.silu_backward.default, True),
 )
 
 CODES = {activation.name: code for code, activation in enumerate(ACTIVATIONS)}

@@ -153,15 +153,8 @@ def _parameters(
     for layer in plan.layers:
         x = chain[layer.inputs]
         h = output if layer.saved < 0 else chain[layer.saved]
-        records.append(
-            Layer(
-                x.reshape(-1, x.shape[-1]),
-                h.reshape(-1, h.shape[-1]),
-                ACTIVATIONS[layer.activation].name,
-                layer.stream,
-                layer.rows,
-            )
-        )
+        name = ACTIVATIONS[layer.activation].name
+        records.append(Layer(_rows(x), _rows(h), name, layer.stream, layer.rows))
     if plan.update == "backward":
         _step(plan, feedback, error, records, kept[plan.chain :])
     elif plan.update == "step":
@@ -178,6 +171,10 @@ def _parameters(
                     before = slots[slot]
                     slots[slot] = gradient if before is None else before + gradient
     return slots
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
 def _postpone(
@@ -204,23 +201,20 @@ def _step(
 ) -> None:
     """Apply the optimizer's rule at once. ``rest``: each parameter, followed by its states."""
     stride = 1 + len(RULES[plan.rule].states)
+    rows = ops.hyper(error, plan.handle, plan.rule, list(plan.slots))
 
     def update(slot: int) -> Update:
         parameter, *states = rest[slot * stride : (slot + 1) * stride]
-        return Update(parameter, tuple(states), ())
+        return Update(parameter, tuple(states), rows[slot])
 
     updates: list[LayerUpdate] = []
     weights: list[int] = []
-    biases: list[int] = []
     for layer, record in zip(plan.layers, records, strict=True):
         segment = Segment(error, plan.scale, record)
         if layer.weight in weights:
             updates[weights.index(layer.weight)].segments.append(segment)
             continue
         weights.append(layer.weight)
-        if layer.bias >= 0:
-            biases.append(layer.bias)
         bias = update(layer.bias) if layer.bias >= 0 else None
         updates.append(LayerUpdate(update(layer.weight), bias, [segment]))
-    slots = [plan.slots[slot] for slot in weights + biases]
-    ops.step_(feedback, plan.rule, updates, ops.hyper(error, plan.handle, plan.rule, slots))
+    ops.step_(feedback, plan.rule, updates)

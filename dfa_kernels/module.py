@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dfa_kernels import activation as activations
 from dfa_kernels.autograd import Plan
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.recording import Recording, active
+from dfa_kernels.recording import Fused, Recording, active
 
 if TYPE_CHECKING:
     from dfa_kernels.optim import FusedUpdate
@@ -65,7 +65,7 @@ class Linear(nn.Linear):
     ) -> None:
         _check_activation(activation)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.activation = activation or "identity"
+        self._code = activations.CODES[activation or "identity"]
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, activation: str | None = None) -> Linear:
@@ -75,34 +75,46 @@ class Linear(nn.Linear):
         nn.Module.__init__(fused)
         fused.in_features, fused.out_features = linear.in_features, linear.out_features
         fused.weight, fused.bias = linear.weight, linear.bias
-        fused.activation = activation or "identity"
+        fused._code = activations.CODES[activation or "identity"]
         fused.train(linear.training)
         return fused
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.shape[-1] != self.in_features:
+        if input.size(-1) != self.in_features:
             raise ValueError(
                 f"Linear({self.in_features}, {self.out_features}) was given an input of shape "
                 f"{tuple(input.shape)}, whose last dimension should be {self.in_features}"
             )
+        # FSDP2 swaps parameters: these are the ones that this forward pass sees.
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
         recording = active.recording
         name = None if recording is None else recording.owner.name_of(self)
-        if name is not None and recording.fuses(name, self, input):
-            return self._fused(recording, name, input)
-        f = activations.differentiable(self.activation)
-        output = f(F.linear(input, self.weight, self.bias))
+        if name is not None and recording.fuses(input, weight, bias):
+            return self._fused(recording, name, input, weight, bias)
+        output = activations.differentiable(self.activation)(F.linear(input, weight, bias))
         return output if name is None else recording.point(name, output)
 
-    def _fused(self, recording: Recording, name: str, input: Tensor) -> Tensor:
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            input = input.to(torch.get_autocast_dtype(device))
-        bias = None if self.bias is None else self.bias.detach()
-        saved = F.linear(input, self.weight.detach(), bias)
-        f = activations.ACTIVATIONS[activations.CODES[self.activation]]
+    def _fused(
+        self,
+        recording: Recording,
+        name: str,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        cut_bias = None if bias is None else bias.detach()
+        saved = F.linear(input, weight.detach(), cut_bias)
+        f = activations.ACTIVATIONS[self._code]
         output = f.forward_(saved)
-        recording.fused(name, self, input, output, saved if f.from_preactivations else output)
+        kept = saved if f.from_preactivations else output
+        recording.fused(Fused(name, input, output, kept, self._code, weight, bias))
         return output
+
+    @property
+    def activation(self) -> str:
+        return activations.ACTIVATIONS[self._code].name
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"
@@ -218,6 +230,8 @@ class DFA(nn.Module):
         head = error_name or _last_of_sequential(model)
         fused = (*self.point_names, head) if head else self.point_names
         self._fused = {names[n]: n for n in fused if isinstance(names[n], Linear)}
+        owned = [p for layer in self._fused for p in layer.parameters()]
+        self.tied = len(set(owned)) < len(owned)
         for name in self.point_names:
             if not isinstance(names[name], Linear):
                 names[name].register_forward_hook(partial(_reached, self, name))

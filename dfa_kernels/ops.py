@@ -2,8 +2,10 @@
 
 ``dfa_kernels::project``, ``::gradients`` and ``::step_`` carry flat lists, which is all that a
 torch schema can hold; `project`, `gradients` and `step_` here flatten what
-``backends.contract`` names, and the ops rebuild it for the backend. Nothing below this file knows
-of modules or autograd; nothing above it knows which backend runs.
+``backends.contract`` names, and the ops rebuild it for the backend. What is not being traced goes
+to the backend directly: the dispatcher and the lists would cost a small network a tenth of its
+step. Nothing below this file knows of modules or autograd; nothing above it knows which backend
+runs.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +47,14 @@ def _feedback(matrix: Tensor | None, distribution: str, seed: int) -> Feedback:
     return Feedback(MATRIX, values=matrix)
 
 
+def _traced(tensor: Tensor) -> bool:
+    """Whether an op must be seen as one: by torch.compile, or on fake tensors."""
+    return torch.compiler.is_compiling() or type(tensor) not in _PLAIN
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 # project --------------------------------------------------------------------------------------
 
 
@@ -52,6 +62,8 @@ def project(
     error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]
 ) -> list[Tensor]:
     """δh = e·B·scale (N·k, D) for every opaque point; ``error`` is (N, E)."""
+    if not _traced(error):
+        return backends.function("project", error.device)(error, feedback, scale, points)
     return torch.ops.dfa_kernels.project(
         error,
         feedback.values,
@@ -97,6 +109,9 @@ def gradients(
     error: Tensor, feedback: Feedback, scale: float, layers: Sequence[Layer], dtype: torch.dtype
 ) -> list[tuple[Tensor, Tensor]]:
     """dW = δᵀ·x (D, K) and db = Σₙ δ (D,) in ``dtype`` for every fused layer."""
+    if not _traced(error):
+        run = backends.function("gradients", error.device)
+        return run(error, feedback, scale, layers, dtype)
     flat = torch.ops.dfa_kernels.gradients(
         error,
         feedback.values,
@@ -152,23 +167,26 @@ def _(error, matrix, distribution, seed, scale, inputs, saved, activations, stre
 # step_ ----------------------------------------------------------------------------------------
 
 
-def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate], hyper: Tensor) -> None:
-    """The gradients, straight into parameters and optimizer state, in place.
-
-    ``hyper`` (P, columns of the rule) in float64 on the CPU has a row for each weight and then
-    each bias, in the order of ``updates``: a tensor, so that a compiled step reads it each time.
-    """
+def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
+    """The gradients, straight into parameters and optimizer state, in place."""
+    first = updates[0].weight.parameter
+    if not _traced(first):
+        backends.function("step_", first.device)(feedback, rule, updates)
+        return
     biases = [u.bias for u in updates if u.bias is not None]
     segments = [s for u in updates for s in u.segments]
     errors: list[Tensor] = []
+    error_of = []
     for s in segments:
-        if not any(e is s.error for e in errors):
+        if not errors or errors[-1] is not s.error:
             errors.append(s.error)
+        error_of.append(len(errors) - 1)
     parameters = [u.weight for u in updates] + biases
+    rows = [torch.as_tensor(p.hyper, dtype=torch.float64) for p in parameters]
     torch.ops.dfa_kernels.step_(
         [p.parameter for p in parameters],
         [state for p in parameters for state in p.states],
-        hyper,
+        torch.stack(rows),
         rule,
         [u.bias is not None for u in updates],
         [len(u.segments) for u in updates],
@@ -176,7 +194,7 @@ def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate], hyper: 
         feedback.values,
         feedback.distribution,
         feedback.seed,
-        [next(i for i, e in enumerate(errors) if e is s.error) for s in segments],
+        error_of,
         [s.scale for s in segments],
         [s.layer.inputs for s in segments],
         [s.layer.saved for s in segments],
@@ -187,8 +205,6 @@ def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate], hyper: 
 
 
 class _Provider(Protocol):
-    rule: str
-
     def hyper(self, slots: list[int]) -> list[list[float]]: ...
 
 
@@ -203,17 +219,28 @@ def provide_hyper(provider: _Provider) -> int:
     return handle
 
 
-def hyper(error: Tensor, handle: int, rule: str, slots: Sequence[int]) -> Tensor:
-    """The table of `step_` for ``slots`` as the provider has it now; ``error`` only orders it."""
-    return torch.ops.dfa_kernels.hyper(error, handle, len(RULES[rule].hyper), list(slots))
+def hyper(error: Tensor, handle: int, rule: str, slots: list[int]) -> Sequence[Any]:
+    """The row of `Update.hyper` for each of the provider's ``slots``, as they are now.
+
+    Traced, the rows are those of a float64 tensor that an op makes anew each time it runs;
+    ``error`` is there to order it.
+    """
+    if not _traced(error):
+        return _provider(handle).hyper(slots)
+    columns = len(RULES[rule].hyper)
+    return torch.ops.dfa_kernels.hyper(error, handle, columns, slots).unbind(0)
+
+
+def _provider(handle: int) -> _Provider:
+    provider = _providers.get(handle)
+    if provider is None:
+        raise RuntimeError("the optimizer that this backward pass should step no longer exists")
+    return provider
 
 
 @torch.library.custom_op("dfa_kernels::hyper", mutates_args=())
 def _hyper(error: Tensor, handle: int, columns: int, slots: list[int]) -> Tensor:
-    provider = _providers.get(handle)
-    if provider is None:
-        raise RuntimeError("the optimizer that this backward pass should step no longer exists")
-    return torch.tensor(provider.hyper(slots), dtype=torch.float64).reshape(-1, columns)
+    return torch.tensor(_provider(handle).hyper(slots), dtype=torch.float64).reshape(-1, columns)
 
 
 @_hyper.register_fake

@@ -94,9 +94,10 @@ class FusedUpdate(torch.optim.Optimizer):
         """As in torch; the records that pending gradients hold are freed either way."""
         for group in self.param_groups:
             for p in group["params"]:
-                if type(p.grad) is PendingGradient:
+                if set_to_none or type(p.grad) is PendingGradient:
                     p.grad = None
-        super().zero_grad(set_to_none)
+        if not set_to_none:
+            super().zero_grad(set_to_none)
 
     def _pending(self) -> dict[Tensor, dict[str, Any]]:
         """The parameters that step without a gradient, with their groups. A sum that the grouped
@@ -114,56 +115,49 @@ class FusedUpdate(torch.optim.Optimizer):
         return pending
 
     def _step_fused(self, pending: dict[Tensor, dict[str, Any]]) -> None:
+        """One grouped call: each weight with the bias of the same records, and their segments."""
+        biases = {p.grad.records: p for p in pending if p.dim() == 1}
         calls: dict[tuple[Any, ...], tuple[Feedback, list[LayerUpdate]]] = {}
-        biases = {tuple(map(id, p.grad.records)): p for p in pending if p.dim() == 1}
-        weights, paired = [], set()
-        for p in pending:
-            if p.dim() == 2:
-                records = p.grad.records
-                bias = biases.get(tuple(map(id, records)))
-                weights.append((p, bias, records))
-                paired.add(id(bias))
-        for p in pending:
-            if p.dim() == 1 and id(p) not in paired:  # of a layer whose weight is tied
-                p.grad = p.grad.materialize()
-        rows: dict[tuple[Any, ...], tuple[list[list[float]], list[list[float]]]] = {}
-        for weight, bias, records in weights:
-            feedback = records[0].feedback
-            key = feedback.identity()
-            if any(r.feedback.identity() != key for r in records[1:]):
-                for p in (weight, bias):
-                    if p is not None:
-                        p.grad = p.grad.materialize()
+        paired = set()
+        for weight in pending:
+            if weight.dim() == 1:
                 continue
-            segments = [r.segment for r in records]
-            _, updates = calls.setdefault(key, (feedback, []))
-            w_rows, b_rows = rows.setdefault(key, ([], []))
+            records = weight.grad.records
+            feedback = records[0].feedback
+            identity = feedback.identity()
+            if any(r.feedback.identity() != identity for r in records[1:]):
+                weight.grad = weight.grad.materialize()
+                continue
+            bias = biases.get(records)
+            updates = calls.setdefault(identity, (feedback, []))[1]
             updates.append(
                 LayerUpdate(
-                    self._update(weight, pending[weight], w_rows),
-                    None if bias is None else self._update(bias, pending[bias], b_rows),
-                    segments,
+                    self._update(weight, pending[weight]),
+                    None if bias is None else self._update(bias, pending[bias]),
+                    [r.segment for r in records],
                 )
             )
-        for key, (feedback, updates) in calls.items():
-            table = torch.tensor(sum(rows[key], []), dtype=torch.float64)
-            ops.step_(feedback, self.rule, updates, table)
+            paired.add(bias)
+        for bias in biases.values():
+            if bias not in paired:  # its weight is shared with a layer of another bias
+                bias.grad = bias.grad.materialize()
         for feedback, updates in calls.values():
+            ops.step_(feedback, self.rule, updates)
             for weight, bias, _ in updates:
                 self._advance(weight.parameter)
                 if bias is not None:
                     self._advance(bias.parameter)
 
-    def _update(self, p: Tensor, group: dict[str, Any], rows: list[list[float]]) -> Update:
-        states = self._states(p, group)
-        rows.append(self._hyper(p, group))
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> Update:
+        states = self._states(parameter, group)
         for state in states:
-            if state.numel() and state.device != p.device:
+            if state.device != parameter.device:
                 raise RuntimeError(
-                    f"a parameter of shape {tuple(p.shape)} is on {p.device}, but its optimizer "
-                    f"state is on {state.device}: move the model before the first step"
+                    f"a parameter of shape {tuple(parameter.shape)} is on {parameter.device}, but "
+                    f"its optimizer state is on {state.device}: move the model before the first "
+                    "step"
                 )
-        return Update(p, states, ())
+        return Update(parameter, states, self._hyper(parameter, group))
 
     def _step_plain(self, hidden: Iterable[Tensor]) -> None:
         """torch.optim's own step for what has a gradient."""

@@ -9,28 +9,27 @@ not exist, and whatever asks for them is refused in one sentence.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dfa_kernels import ops
-from dfa_kernels.backends.contract import Layer, Segment
+from dfa_kernels.backends.contract import Segment
 from dfa_kernels.feedback import Feedback
 
 _aten = torch.ops.aten
 
 
-class Record(NamedTuple):
-    """One fused layer in one backward pass."""
+class Record:
+    """One fused layer in one backward pass. Its weight's and its bias's gradient know the same."""
 
-    name: str
-    feedback: Feedback
-    segment: Segment
+    __slots__ = ("feedback", "name", "segment")
 
-    @property
-    def layer(self) -> Layer:
-        return self.segment.layer
+    def __init__(self, name: str, feedback: Feedback, segment: Segment) -> None:
+        self.name = name
+        self.feedback = feedback
+        self.segment = segment
 
 
 class PendingGradient(torch.Tensor):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dfa_kernels.activation import CODES
 from dfa_kernels.autograd import ErrorNode, LayerPlan, Plan, PointPlan
 from dfa_kernels.backends.contract import HEAD
 
@@ -37,12 +36,14 @@ class _Point(NamedTuple):
     cut: Tensor
 
 
-class _Fused(NamedTuple):
+class Fused(NamedTuple):
+    """What a fused layer leaves behind: ``saved`` is ``output``, or its preactivations."""
+
     name: str
     inputs: Tensor
     output: Tensor
     saved: Tensor
-    activation: str
+    activation: int
     weight: Tensor
     bias: Tensor | None
 
@@ -53,10 +54,12 @@ class Recording:
     def __init__(self, owner: DFA) -> None:
         self.owner = owner
         self.points: list[_Point] = []
-        self.layers: list[_Fused] = []
+        self.layers: list[Fused] = []
         self.idle: list[Tensor] = []  # of frozen points: they count for D_max
         self.reached: list[str] = []
         self.closed = False
+        # Whether a parameter may come twice: a layer called again, or a tied weight.
+        self.repeats = owner.tied
 
     # Collecting ---------------------------------------------------------------------------
 
@@ -78,13 +81,12 @@ class Recording:
         self.points.append(_Point(name, output, cut))
         return cut
 
-    def fuses(self, name: str, layer: Linear, inputs: Tensor) -> bool:
-        """Whether ``layer`` can do without an autograd graph; else it is an opaque point.
+    def fuses(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether a layer can do without an autograd graph; else it is an opaque point.
 
         It cannot where something trainable stands between the last cut and its input, where only
         one of weight and bias learns, or where the points' features are not its last dimension.
         """
-        weight, bias = layer.weight, layer.bias
         return (
             not self.closed
             and not inputs.requires_grad
@@ -94,14 +96,10 @@ class Recording:
             and _batch_dims(inputs, self.owner.batch_dims) == inputs.dim() - 1
         )
 
-    def fused(
-        self, name: str, layer: Linear, inputs: Tensor, output: Tensor, saved: Tensor
-    ) -> None:
-        """A fused layer's record. FSDP2 swaps parameters: these are the ones its forward saw."""
-        self.reached.append(name)
-        self.layers.append(
-            _Fused(name, inputs, output, saved, layer.activation, layer.weight, layer.bias)
-        )
+    def fused(self, layer: Fused) -> None:
+        self.repeats = self.repeats or layer.name in self.reached
+        self.reached.append(layer.name)
+        self.layers.append(layer)
 
     def _admits(self, name: str) -> bool:
         self.reached.append(name)
@@ -172,36 +170,29 @@ class Recording:
                     f"error_at={last!r}"
                 )
 
-    def _node(self, output: Tensor, head: _Fused | None, where: str) -> Tensor:
-        owner = self.owner
-        rows, width = self._rows_and_width(output, where)
-        points = tuple(self._point_plan(p, rows) for p in self.points)
-        feedback = owner.feedback
+    def _node(self, output: Tensor, head: Fused | None, where: str) -> Tensor:
+        owner, feedback = self.owner, self.owner.feedback
+        batch, width = self._error_shape(output, where)
+        points = tuple([self._point_plan(p, batch) for p in self.points])
+        widths = [math.prod(t.shape[_batch_dims(t, owner.batch_dims) :]) for t in self.idle]
+        widths += [p.width for p in points]
         chain: list[Tensor] = []
         parameters: list[Tensor] = []
         layers = []
-        widest = 0
-        for idle in self.idle:
-            widest = max(widest, math.prod(idle.shape[_batch_dims(idle, owner.batch_dims) :]))
-        for point in points:
-            widest = max(widest, point.width)
         for fused in self.layers:
-            k = _ratio(fused.name, math.prod(fused.output.shape[:-1]), rows)
-            layers.append(self._layer_plan(fused, k, chain, parameters))
-            widest = max(widest, fused.output.shape[-1])
+            k = _ratio(fused.name, fused.output.shape[:-1], batch)
+            stream = owner.stream(fused.name)
+            layers.append(self._layer_plan(fused, stream, k, output, chain, parameters))
+            widths.append(fused.output.shape[-1])
         if head is not None:
-            layers.append(self._layer_plan(head, 1, chain, parameters, output))
-        self._check(output, width, chain, parameters)
-        matrix = owner.feedback_matrix
-        for name, features in [(p.name, p.width) for p in points] + [
-            (f.name, f.output.shape[-1]) for f in self.layers
-        ]:
-            feedback.check_shape(width, features, f"point {name!r}")
+            layers.append(self._layer_plan(head, HEAD, 1, output, chain, parameters))
+        if feedback.values is not None:
+            feedback.check_shape(width, max(widths, default=0), "the widest point")
         plan = Plan(
             feedback.distribution,
             feedback.seed,
-            feedback.scale_for(widest),
-            rows,
+            feedback.scale_for(max(widths) if widths else 1),
+            math.prod(batch),
             width,
             points,
             tuple(layers),
@@ -210,54 +201,56 @@ class Recording:
         )
         outputs = [p.output for p in self.points]
         plan, rest = owner.plan_update(plan, parameters)
+        matrix = owner.feedback_matrix
         return ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
 
-    def _rows_and_width(self, output: Tensor, where: str) -> tuple[int, int]:
-        """N and E of the error."""
+    def _error_shape(self, output: Tensor, where: str) -> tuple[torch.Size, int]:
+        """The batch dimensions of the error, and its width E."""
         if output.dim() == 0:
             raise ValueError(
                 f"{where} is a scalar: does the model return its loss? Name the module whose "
                 "output the loss is computed from with error_at=..."
             )
         batch = _batch_dims(output, self.owner.batch_dims)
-        return math.prod(output.shape[:batch]), math.prod(output.shape[batch:])
+        return output.shape[:batch], math.prod(output.shape[batch:])
 
-    def _point_plan(self, point: _Point, error_rows: int) -> PointPlan:
+    def _point_plan(self, point: _Point, error_batch: torch.Size) -> PointPlan:
         shape = point.output.shape
         batch = _batch_dims(point.output, self.owner.batch_dims)
-        rows, width = math.prod(shape[:batch]), math.prod(shape[batch:])
-        k = _ratio(point.name, rows, error_rows)
+        k = _ratio(point.name, shape[:batch], error_batch)
+        width = math.prod(shape[batch:])
         return PointPlan(point.name, width, self.owner.stream(point.name), k)
 
     def _layer_plan(
         self,
-        fused: _Fused,
+        fused: Fused,
+        stream: int,
         k: int,
+        output: Tensor,
         chain: list[Tensor],
         parameters: list[Tensor],
-        output: Tensor | None = None,
     ) -> LayerPlan:
-        own = output is not None and fused.saved is output
-        return LayerPlan(
-            fused.name,
-            _index(chain, fused.inputs),
-            -1 if own else _index(chain, fused.saved),
-            CODES[fused.activation],
-            HEAD if output is not None else self.owner.stream(fused.name),
-            k,
-            _index(parameters, fused.weight),
-            -1 if fused.bias is None else _index(parameters, fused.bias),
-        )
+        """Where the layer's tensors are among the node's: ``chain`` and ``parameters`` grow."""
+        name, inputs, _, saved, activation, weight, bias = fused
+        if weight.device != output.device:
+            raise RuntimeError(
+                f"layer {name!r} has its weight on {weight.device}, but the error point is on "
+                f"{output.device}"
+            )
+        at = _index(chain, inputs)
+        kept = -1
+        if saved is not output:  # no other layer has returned it before: nothing to look for
+            kept = len(chain)
+            chain.append(saved)
+        w = self._parameter_index(parameters, weight)
+        b = -1 if bias is None else self._parameter_index(parameters, bias)
+        return LayerPlan(name, at, kept, activation, stream, k, w, b)
 
-    def _check(
-        self, output: Tensor, width: int, chain: list[Tensor], parameters: list[Tensor]
-    ) -> None:
-        for fused in self.layers:
-            if fused.weight.device != output.device:
-                raise RuntimeError(
-                    f"layer {fused.name!r} has its weight on {fused.weight.device}, but the error "
-                    f"point is on {output.device}"
-                )
+    def _parameter_index(self, parameters: list[Tensor], parameter: Tensor) -> int:
+        if self.repeats:
+            return _index(parameters, parameter)
+        parameters.append(parameter)
+        return len(parameters) - 1
 
     def finish(self) -> None:
         """After the forward pass: everything that was named must have been reached."""
@@ -280,7 +273,7 @@ class Observation(Recording):
 
     error: Tensor
 
-    def fuses(self, name: str, layer: Linear, inputs: Tensor) -> bool:
+    def fuses(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
 
     def point(self, name: str, output: Tensor) -> Tensor:
@@ -300,8 +293,9 @@ class Observation(Recording):
 
     def plans(self) -> tuple[list[PointPlan], int, int]:
         """Every point, and N and E of the error."""
-        rows, width = self._rows_and_width(self.error, "the error point")
-        return [self._point_plan(p, rows) for p in self.points], rows, width
+        batch, width = self._error_shape(self.error, "the error point")
+        plans = [self._point_plan(p, batch) for p in self.points]
+        return plans, math.prod(batch), width
 
 
 def _index(tensors: list[Tensor], tensor: Tensor) -> int:
@@ -323,14 +317,24 @@ def _batch_dims(tensor: Tensor, given: int | None) -> int:
     return max(tensor.dim() - 1, min(tensor.dim(), 1))
 
 
-def _ratio(name: str, rows: int, error_rows: int) -> int:
-    """k, the rows of a point for each row of the error."""
-    if rows == error_rows:
+def _ratio(name: str, batch: torch.Size, error_batch: torch.Size) -> int:
+    """k, the rows of a point for each row of the error: in row-major order, or not at all."""
+    if batch == error_batch:
         return 1
+    rows, error_rows = math.prod(batch), math.prod(error_batch)
     if error_rows == 0 or rows % error_rows:
         raise ValueError(
             f"point {name!r} has {rows} rows, which the error's {error_rows} rows do not divide: "
             "batch_dims says which leading dimensions are rows"
+        )
+    leading = [i for i in range(1, len(batch) + 1) if math.prod(batch[:i]) == error_rows]
+    flat = len(batch) == 1 or any(
+        len(error_batch) == 1 or i == 1 or batch[:i] == error_batch for i in leading
+    )
+    if not flat:
+        raise ValueError(
+            f"point {name!r} has rows of shape {tuple(batch)}, which do not begin with the "
+            f"error's {tuple(error_batch)}: put the batch dimension of both first"
         )
     return rows // error_rows
 

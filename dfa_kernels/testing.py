@@ -267,9 +267,7 @@ def _step(
         ]
 
     def ours(updates: list[LayerUpdate]) -> None:
-        count = sum(1 + (u.bias is not None) for u in updates)
-        table = torch.tensor([hyper] * count, dtype=torch.float64)
-        ops.step_(feedback, rule, updates, table)
+        ops.step_(feedback, rule, updates)
 
     def reference(updates: list[LayerUpdate]) -> None:
         Reference().step_(feedback, rule, updates)

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from dfa_kernels import activation
+from dfa_kernels.activation import ACTIVATIONS
 from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
 from dfa_kernels.feedback import Feedback
 
-_ACTIVATIONS = {a.name: a for a in activation.ACTIVATIONS}
+_BACKWARDS = {f.name: f.backward for f in ACTIVATIONS}
 
 
 class _Matrices:
@@ -63,60 +63,61 @@ class _Matrices:
 
 
 class _Projections:
-    """e·B·scale of one error: one product for each stream, as wide as its widest reader."""
+    """e·B·scale for every segment of one call: one product for each error and stream, as wide as
+    the widest layer that reads it."""
 
-    def __init__(
-        self,
-        error: Tensor,
-        feedback: Feedback,
-        scale: float,
-        widths: dict[int, int],
-        matrices: _Matrices,
-    ) -> None:
-        self._error, self._feedback, self._scale = error, feedback, scale
-        self._widths, self._matrices = widths, matrices
-        self._made: dict[tuple[int, torch.dtype], Tensor] = {}
+    def __init__(self, feedback: Feedback, matrices: _Matrices) -> None:
+        self._feedback, self._matrices = feedback, matrices
+        self._widths: dict[tuple[int, float, int], int] = {}
+        self._made: dict[tuple[int, float, int, torch.dtype], Tensor] = {}
 
-    def __call__(self, stream: int, width: int, rows: int, dtype: torch.dtype) -> Tensor:
+    def expect(self, error: Tensor, scale: float, stream: int, width: int) -> None:
+        """Announce a reader, before the first is served."""
+        key = (id(error), scale, stream)
+        self._widths[key] = max(width, self._widths.get(key, 0))
+
+    def __call__(
+        self, error: Tensor, scale: float, stream: int, width: int, rows: int, dtype: torch.dtype
+    ) -> Tensor:
         """δh (N·k, D), in the wider of the error's dtype and ``dtype``."""
-        dtype = torch.promote_types(self._error.dtype, dtype)
-        made = self._made.get((stream, dtype))
+        if error.dtype != dtype:
+            dtype = torch.promote_types(error.dtype, dtype)
+        key = (id(error), scale, stream, dtype)
+        made = self._made.get(key)
         if made is None:
-            error = self._error.to(dtype)
+            wide = error.to(dtype)
             matrix = self._matrices.get(
                 self._feedback,
                 error.shape[1],
-                self._widths[stream],
+                self._widths[key[:3]],
                 stream,
                 dtype=dtype,
                 device=error.device,
             )
-            made = torch.addmm(error.new_zeros(()), error, matrix, beta=0, alpha=self._scale)
-            self._made[stream, dtype] = made
+            made = torch.addmm(wide.new_empty(()), wide, matrix, beta=0, alpha=scale)
+            self._made[key] = made
         projection = made if made.shape[1] == width else made[:, :width]
         if rows > 1:
             projection = (projection / math.sqrt(rows)).repeat_interleave(rows, dim=0)
         return projection
 
 
-def _widths(pairs: Iterator[tuple[int, int]]) -> dict[int, int]:
-    widest: dict[int, int] = {}
-    for stream, width in pairs:
-        widest[stream] = max(width, widest.get(stream, 0))
-    return widest
-
-
-def _delta(error: Tensor, layer: Layer, projections: _Projections) -> Tensor:
+def _delta(segment: Segment, projections: _Projections) -> Tensor:
     """δ (N·k, D) in the dtype of what the forward pass kept."""
-    saved = layer.saved
-    if layer.stream == HEAD:
+    error, scale, (_, saved, activation, stream, rows) = segment
+    if stream == HEAD:
         upstream = error
     else:
-        upstream = projections(layer.stream, saved.shape[1], layer.rows, saved.dtype)
-    if layer.activation == "identity":
-        return upstream.to(saved.dtype)
-    wide = saved.to(upstream.dtype)
-    return _ACTIVATIONS[layer.activation].backward(upstream, wide).to(saved.dtype)
+        upstream = projections(error, scale, stream, saved.shape[1], rows, saved.dtype)
+    if upstream.dtype == saved.dtype:
+        return _BACKWARDS[activation](upstream, saved)
+    return _BACKWARDS[activation](upstream, saved.to(upstream.dtype)).to(saved.dtype)
+
+
+def _expect(segments: Iterable[Segment], projections: _Projections) -> None:
+    for error, scale, (_, saved, _, stream, _) in segments:
+        if stream != HEAD:
+            projections.expect(error, scale, stream, saved.shape[1])
 
 
 class Reference:
@@ -134,9 +135,13 @@ class Reference:
     def project(
         self, error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]
     ) -> list[Tensor]:
-        widths = _widths((p.stream, p.width) for p in points)
-        projections = _Projections(error, feedback, scale, widths, self.matrices)
-        made = [projections(p.stream, p.width, p.rows, p.dtype).to(p.dtype) for p in points]
+        projections = _Projections(feedback, self.matrices)
+        for p in points:
+            projections.expect(error, scale, p.stream, p.width)
+        made = [
+            projections(error, scale, p.stream, p.width, p.rows, p.dtype).to(p.dtype)
+            for p in points
+        ]
         # two points of one width would share the product's own tensor
         return [m if i == 0 else m.clone() for i, m in enumerate(made)]
 
@@ -148,46 +153,31 @@ class Reference:
         layers: Sequence[Layer],
         dtype: torch.dtype,
     ) -> list[tuple[Tensor, Tensor]]:
-        projections = self._projections(error, feedback, scale, layers)
+        projections = _Projections(feedback, self.matrices)
+        segments = [Segment(error, scale, layer) for layer in layers]
+        _expect(segments, projections)
         made = []
-        for layer in layers:
-            delta = _delta(error, layer, projections)
-            inputs = layer.inputs.to(delta.dtype)
-            made.append(((delta.T @ inputs).to(dtype), delta.sum(0).to(dtype)))
+        for segment in segments:
+            delta = _delta(segment, projections)
+            inputs = segment.layer.inputs
+            made.append((_product(delta, inputs, dtype), delta.sum(0, dtype=dtype)))
         return made
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
-        grouped: dict[tuple[int, float], list[Layer]] = {}
+        projections = _Projections(feedback, self.matrices)
         for update in updates:
-            for segment in update.segments:
-                grouped.setdefault((id(segment.error), segment.scale), []).append(segment.layer)
-        projections: dict[tuple[int, float], _Projections] = {}
-
-        def delta(segment: Segment) -> Tensor:
-            key = (id(segment.error), segment.scale)
-            if key not in projections:
-                projections[key] = self._projections(
-                    segment.error, feedback, segment.scale, grouped[key]
-                )
-            return _delta(segment.error, segment.layer, projections[key])
-
+            _expect(update.segments, projections)
         for weight, bias, segments in updates:
-            terms = [(delta(s), s.layer.inputs) for s in segments]
+            terms = [(_delta(s, projections), s.layer.inputs) for s in segments]
             if bias is not None:
                 parameter, states, hyper = bias
-                (first, _), *more = terms
-                gradient = first.sum(0, dtype=parameter.dtype)
-                for term, _ in more:
-                    gradient += term.sum(0, dtype=parameter.dtype)
+                (delta, _), *more = terms
+                gradient = delta.sum(0, dtype=parameter.dtype)
+                for delta, _ in more:
+                    gradient += delta.sum(0, dtype=parameter.dtype)
                 _STEPS[rule](parameter, gradient, states, hyper)
             if not _accumulate_sgd(rule, weight, terms):
                 _step_rows(rule, weight, terms)
-
-    def _projections(
-        self, error: Tensor, feedback: Feedback, scale: float, layers: Sequence[Layer]
-    ) -> _Projections:
-        widths = _widths((x.stream, x.saved.shape[1]) for x in layers if x.stream != HEAD)
-        return _Projections(error, feedback, scale, widths, self.matrices)
 
 
 # The optimizers' steps, as torch.optim defines them --------------------------------------------
@@ -234,6 +224,7 @@ _SLICE = 1 << 18
 
 
 def _product(delta: Tensor, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """dW = δᵀ·x (D, K), or those of its rows whose δ is given."""
     return (delta.T @ inputs.to(delta.dtype)).to(dtype)
 
 
@@ -257,9 +248,11 @@ def _accumulate_sgd(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Ten
     if rule != "sgd":
         return False
     parameter, states, (lr, momentum, dampening, decay, nesterov, maximize, first) = weight
-    same = all(d.dtype == x.dtype == parameter.dtype for d, x in terms)
-    if nesterov or not same:
+    if nesterov:
         return False
+    for delta, inputs in terms:
+        if not delta.dtype == inputs.dtype == parameter.dtype:
+            return False
     sign = -1.0 if maximize else 1.0
     if momentum:
         target, gain = states[0], 1.0 if first else 1 - dampening
