@@ -21,7 +21,7 @@ from dfa_kernels import ops
 from dfa_kernels.activation import ACTIVATIONS
 from dfa_kernels.backends.contract import RULES, Layer, LayerUpdate, Point, Segment, Update
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.pending import PendingGradient, Record
+from dfa_kernels.pending import PendingGradient, Record, Recorded, Records
 
 
 class PointPlan(NamedTuple):
@@ -51,9 +51,8 @@ class Plan(NamedTuple):
 
     ``error_rows``, ``error_width``: N and E of the flattened error. ``parameters``,
     ``chain``, ``states``: how many of each follow the points among the node's tensors.
-    ``update``: ``"gradients"`` returns them, ``"step"`` returns pending ones, ``"backward"``
-    applies ``rule`` at once, for the optimizer known by ``handle``, whose ``slots`` the parameters
-    are.
+    ``update``: ``"gradients"`` returns them; ``"backward"`` applies ``rule`` at once, for the
+    optimizer known by ``handle``, whose ``slots`` the parameters are.
     """
 
     distribution: str
@@ -69,6 +68,11 @@ class Plan(NamedTuple):
     rule: str = ""
     handle: int = -1
     slots: tuple[int, ...] = ()
+
+    @property
+    def keeps_output(self) -> bool:
+        """Whether the head's f′ is read from the output itself."""
+        return bool(self.layers) and self.layers[-1].saved < 0
 
     def feedback(self, matrix: Tensor | None) -> Feedback:
         if self.distribution == MATRIX:
@@ -90,37 +94,96 @@ class ErrorNode(torch.autograd.Function):
         points = len(plan.points)
         kept = tensors[points + plan.parameters :]
         ctx.plan = plan
-        ctx.meta = [(p.shape, p.dtype) for p in tensors[:points]]
-        parameters = tensors[points : points + plan.parameters]
-        ctx.parameters = parameters if plan.update == "step" else ()
-        ctx.dtypes = [p.dtype for p in parameters]
-        # The head's f′ is read from the output itself.
-        own = any(layer.saved < 0 for layer in plan.layers)
-        ctx.save_for_backward(matrix, output if own else None, *kept)
+        ctx.points = [(p.shape, p.dtype) for p in tensors[:points]]
+        ctx.dtypes = [p.dtype for p in tensors[points : points + plan.parameters]]
+        ctx.save_for_backward(matrix, output if plan.keeps_output else None, *kept)
         return output.view_as(output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
-        try:
-            matrix, output, *kept = ctx.saved_tensors
-        except RuntimeError as freed:
-            raise RuntimeError(
-                f"a second backward reached the error point of {len(plan.points)} points and "
-                f"{len(plan.layers)} fused layers, whose records the first one freed: call the "
-                "first as backward(retain_graph=True)"
-            ) from freed
+        matrix, output, *kept = _saved(ctx, plan)
         flat = error.reshape(plan.error_rows, plan.error_width)
         feedback = plan.feedback(matrix)
+        records = _records(plan, output, kept)
         return (
             None,
             None,
             error if ctx.needs_input_grad[2] else None,
             *_projections(ctx, plan, feedback, flat),
-            *_parameters(ctx, plan, feedback, flat, output, kept),
+            *_parameters(ctx, plan, feedback, flat, records, kept[plan.chain :]),
             *(None for _ in kept),
         )
+
+
+class DeferringNode(torch.autograd.Function):
+    """`ErrorNode` for a fused update: ``apply(plan, matrix, output, ledger, parameters, chain,
+    *points) -> output``. One `Record` goes to the ledger instead of a gradient to each of the
+    ``parameters``, which are a list and so no inputs of the node.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        matrix: Tensor | None,
+        output: Tensor,
+        ledger: Tensor,
+        parameters: list[Tensor],
+        chain: list[Tensor],
+        *points: Tensor,
+    ) -> Tensor:
+        ctx.plan = plan
+        ctx.points = [(p.shape, p.dtype) for p in points]
+        ctx.ledger, ctx.parameters = ledger, parameters
+        ctx.save_for_backward(matrix, output if plan.keeps_output else None, *chain)
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+        plan: Plan = ctx.plan
+        matrix, output, *kept = _saved(ctx, plan)
+        flat = error.reshape(plan.error_rows, plan.error_width)
+        feedback = plan.feedback(matrix)
+        records = _records(plan, output, kept)
+        record = _deferred(plan, feedback, flat, records, ctx.ledger, ctx.parameters)
+        return (
+            None,
+            None,
+            error if ctx.needs_input_grad[2] else None,
+            Records.of(ctx.ledger, (record,)),
+            None,
+            None,
+            *_projections(ctx, plan, feedback, flat),
+        )
+
+
+def _saved(ctx: Any, plan: Plan) -> tuple[Tensor | None, ...]:
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as freed:
+        raise RuntimeError(
+            f"a second backward reached the error point of {len(plan.points)} points and "
+            f"{len(plan.layers)} fused layers, whose records the first one freed: call the "
+            "first as backward(retain_graph=True)"
+        ) from freed
+
+
+def _records(plan: Plan, output: Tensor | None, kept: list[Tensor]) -> list[Layer]:
+    """What each fused layer saw, as matrices."""
+    records = []
+    for layer in plan.layers:
+        x = kept[layer.inputs]
+        h = output if layer.saved < 0 else kept[layer.saved]
+        name = ACTIVATIONS[layer.activation].name
+        records.append(Layer(_rows(x), _rows(h), name, layer.stream, layer.rows))
+    return records
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
 def _projections(ctx: Any, plan: Plan, feedback: Feedback, error: Tensor) -> list[Tensor]:
@@ -129,11 +192,11 @@ def _projections(ctx: Any, plan: Plan, feedback: Feedback, error: Tensor) -> lis
         return []
     wanted = [
         Point(point.width, point.stream, point.rows, dtype)
-        for point, (_, dtype) in zip(plan.points, ctx.meta, strict=True)
+        for point, (_, dtype) in zip(plan.points, ctx.points, strict=True)
     ]
     distinct = list(dict.fromkeys(wanted))
     made = dict(zip(distinct, ops.project(error, feedback, plan.scale, distinct), strict=True))
-    return [made[point].view(shape) for point, (shape, _) in zip(wanted, ctx.meta, strict=True)]
+    return [made[point].view(shape) for point, (shape, _) in zip(wanted, ctx.points, strict=True)]
 
 
 def _parameters(
@@ -141,59 +204,51 @@ def _parameters(
     plan: Plan,
     feedback: Feedback,
     error: Tensor,
-    output: Tensor | None,
-    kept: list[Tensor],
+    records: list[Layer],
+    rest: list[Tensor],
 ) -> list[Tensor | None]:
-    """The gradient of every fused parameter, in the form that ``plan.update`` asks for."""
+    """The gradient of every fused parameter; or none, and the update that it would have fed."""
     slots: list[Tensor | None] = [None] * plan.parameters
     if not plan.layers:
         return slots
-    chain = kept[: plan.chain]
-    records = []
-    for layer in plan.layers:
-        x = chain[layer.inputs]
-        h = output if layer.saved < 0 else chain[layer.saved]
-        name = ACTIVATIONS[layer.activation].name
-        records.append(Layer(_rows(x), _rows(h), name, layer.stream, layer.rows))
     if plan.update == "backward":
-        _step(plan, feedback, error, records, kept[plan.chain :])
-    elif plan.update == "step":
-        _postpone(ctx.parameters, plan, feedback, error, records, slots)
-    else:
-        dtype = ctx.dtypes[0]
-        for other in ctx.dtypes[1:]:
-            dtype = torch.promote_types(dtype, other)
-        made = ops.gradients(error, feedback, plan.scale, records, dtype)
-        for layer, (weight, bias) in zip(plan.layers, made, strict=True):
-            for slot, gradient in ((layer.weight, weight), (layer.bias, bias)):
-                if slot >= 0:
-                    gradient = gradient.to(ctx.dtypes[slot])
-                    before = slots[slot]
-                    slots[slot] = gradient if before is None else before + gradient
+        _step(plan, feedback, error, records, rest)
+        return slots
+    dtype = ctx.dtypes[0]
+    for other in ctx.dtypes[1:]:
+        dtype = torch.promote_types(dtype, other)
+    made = ops.gradients(error, feedback, plan.scale, records, dtype)
+    for layer, (weight, bias) in zip(plan.layers, made, strict=True):
+        for slot, gradient in ((layer.weight, weight), (layer.bias, bias)):
+            if slot >= 0:
+                gradient = gradient.to(ctx.dtypes[slot])
+                before = slots[slot]
+                slots[slot] = gradient if before is None else before + gradient
     return slots
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
-
-
-def _postpone(
-    parameters: tuple[Tensor, ...],
+def _deferred(
     plan: Plan,
     feedback: Feedback,
     error: Tensor,
     records: list[Layer],
-    slots: list[Tensor | None],
-) -> None:
-    """Fill ``slots`` with pending gradients: dfa_kernels.optim applies them in one grouped call."""
-    gathered: list[tuple[Record, ...]] = [()] * len(slots)
+    ledger: Tensor,
+    parameters: list[Tensor],
+) -> Record:
+    """The record of this backward pass. A parameter whose `.grad` somebody dropped, or replaced,
+    counts records from here on."""
+    if all(p.grad is None for p in parameters):
+        ledger.grad = None
+    held = 0 if ledger.grad is None else len(ledger.grad.records)
+    layers = []
     for layer, record in zip(plan.layers, records, strict=True):
-        entry = (Record(layer.name, feedback, Segment(error, plan.scale, record)),)
-        gathered[layer.weight] += entry
-        if layer.bias >= 0:
-            gathered[layer.bias] += entry
-    for slot, entries in enumerate(gathered):
-        slots[slot] = PendingGradient(parameters[slot], entries)
+        weight = parameters[layer.weight]
+        bias = None if layer.bias < 0 else parameters[layer.bias]
+        layers.append(Recorded(layer.name, weight, bias, record))
+        for p in (weight, bias):
+            if p is not None and type(p.grad) is not PendingGradient:
+                p.grad = PendingGradient.of(p, layer.name, held, p.grad)
+    return Record(feedback, error, plan.scale, layers)
 
 
 def _step(

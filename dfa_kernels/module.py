@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfa_kernels import activation as activations
-from dfa_kernels.autograd import Plan
 from dfa_kernels.feedback import MATRIX, Feedback
 from dfa_kernels.recording import Fused, Recording, active
 
@@ -287,20 +286,18 @@ class DFA(nn.Module):
             return self.feedback
         return Feedback(MATRIX, values=self.feedback_matrix)
 
-    def plan_update(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
-        """How the fused layers' gradients leave the node: see `dfa_kernels.optim`."""
+    def optimizer_of(self, parameters: list[Tensor]) -> FusedUpdate | None:
+        """The optimizer that updates these parameters of fused layers without their gradients."""
         optimizer = None if self._optimizer is None else self._optimizer()
-        if optimizer is None or not plan.layers:
-            return plan, []
-        return optimizer.plan(plan, parameters)
+        return optimizer if optimizer is not None and optimizer.claims(parameters) else None
 
     def claim(self, optimizer: FusedUpdate) -> None:
         """From now on ``optimizer`` steps the fused layers."""
         self._optimizer = weakref.ref(optimizer)
 
-    def fused_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the layers that are, or may be, fused."""
-        return [p for layer in self._fused for p in layer.parameters()]
+    def fused_layers(self) -> dict[Linear, str]:
+        """The layers that are, or may be, fused, and their names."""
+        return self._fused
 
     # State ----------------------------------------------------------------------------------
 

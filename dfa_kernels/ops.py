@@ -205,7 +205,7 @@ def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None
 
 
 class _Provider(Protocol):
-    def hyper(self, slots: list[int]) -> list[list[float]]: ...
+    def hyper(self, slots: list[int]) -> list[tuple[float, ...]]: ...
 
 
 _providers: weakref.WeakValueDictionary[int, _Provider] = weakref.WeakValueDictionary()

@@ -12,9 +12,8 @@ a `PendingGradient`, which refuses to be looked at.
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,17 @@ from dfa_kernels.autograd import Plan
 from dfa_kernels.backends.contract import LayerUpdate, Update
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.module import DFA
-from dfa_kernels.pending import PendingGradient
+from dfa_kernels.pending import PendingGradient, Record, Recorded
 
 UPDATES = ("step", "backward")
+
+
+class _Term(NamedTuple):
+    """A fused layer's part in one record: the ledger's ``index``-th."""
+
+    index: int
+    record: Record
+    entry: Recorded
 
 
 class FusedUpdate(torch.optim.Optimizer):
@@ -39,20 +46,28 @@ class FusedUpdate(torch.optim.Optimizer):
         self.update = update
         self._claimed = {id(p) for group in self.param_groups for p in group["params"]}
         self._fresh: set[int] = set()
-        # With update="backward": what the node needs of each fused parameter, made beforehand
-        # so that a traced forward pass only reads it; and where in the step we are.
-        self._slots: list[tuple[Tensor, dict[str, Any], tuple[Tensor, ...]]] = []
-        self._awaiting = False
-        self._applied: list[Tensor] = []
-        self._handle = ops.provide_hyper(self)
+        fused = {}
         for net in nets:
             net.claim(self)
-        if update == "backward":
-            fused = {id(p) for net in nets for p in net.fused_parameters()}
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if id(p) in fused:
-                        self._slots.append((p, group, self._states(p, group)))
+            for layer, name in net.fused_layers().items():
+                fused.update({p: name for p in layer.parameters() if id(p) in self._claimed})
+        if update == "step":
+            self._ledger = torch.zeros((), requires_grad=True)
+            for p, name in fused.items():
+                if p.grad is None and p.requires_grad:
+                    p.grad = PendingGradient.of(p, name)
+            return
+        # What the node needs of each fused parameter, made beforehand so that a traced forward
+        # pass only reads it; and where in the step we are.
+        self._handle = ops.provide_hyper(self)
+        self._slots = [
+            (p, group, self._states(p, group))
+            for group in self.param_groups
+            for p in group["params"]
+            if p in fused
+        ]
+        self._awaiting = False
+        self._applied: list[Tensor] = []
 
     # What a rule defines -------------------------------------------------------------------
 
@@ -60,7 +75,7 @@ class FusedUpdate(torch.optim.Optimizer):
         """The rule's states of ``parameter``, made where they are missing."""
         raise NotImplementedError
 
-    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> list[float]:
+    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> tuple[float, ...]:
         """The rule's row of hyperparameters for the next step of ``parameter``."""
         raise NotImplementedError
 
@@ -81,74 +96,63 @@ class FusedUpdate(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        pending = self._pending()
-        if pending:
-            self._step_fused(pending)
-        for p in self._applied:
-            self._advance(p)
-        self._awaiting, self._applied = False, []
-        self._step_plain(pending)
+        if self.update == "step":
+            self._step_records()
+        else:
+            for p in self._applied:
+                self._advance(p)
+            self._awaiting, self._applied = False, []
+        self._step_dense()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch; the records that pending gradients hold are freed either way."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if set_to_none or type(p.grad) is PendingGradient:
-                    p.grad = None
-        if not set_to_none:
-            super().zero_grad(set_to_none)
-
-    def _pending(self) -> dict[Tensor, dict[str, Any]]:
-        """The parameters that step without a gradient, with their groups. A sum that the grouped
-        call cannot express becomes a gradient after all."""
-        pending: dict[Tensor, dict[str, Any]] = {}
+        """As in torch; the records of the fused layers are freed either way."""
+        if self.update == "step":
+            self._ledger.grad = None
+        dense = False
         for group in self.param_groups:
             for p in group["params"]:
                 gradient = p.grad
-                if type(gradient) is not PendingGradient:
-                    continue
-                if gradient.dense is None and gradient.records:
-                    pending[p] = group
-                else:
-                    p.grad = gradient.materialize()
-        return pending
+                if type(gradient) is PendingGradient:
+                    gradient.start, gradient.dense = 0, None
+                elif gradient is not None:
+                    dense = True
+        if dense:
+            with _HiddenPending(self):
+                super().zero_grad(set_to_none)
 
-    def _step_fused(self, pending: dict[Tensor, dict[str, Any]]) -> None:
-        """One grouped call: each weight with the bias of the same records, and their segments."""
-        biases = {p.grad.records: p for p in pending if p.dim() == 1}
-        calls: dict[tuple[Any, ...], tuple[Feedback, list[LayerUpdate]]] = {}
-        paired = set()
-        for weight in pending:
-            if weight.dim() == 1:
-                continue
-            records = weight.grad.records
-            feedback = records[0].feedback
-            identity = feedback.identity()
-            if any(r.feedback.identity() != identity for r in records[1:]):
-                weight.grad = weight.grad.materialize()
-                continue
-            bias = biases.get(records)
-            updates = calls.setdefault(identity, (feedback, []))[1]
-            updates.append(
-                LayerUpdate(
-                    self._update(weight, pending[weight]),
-                    None if bias is None else self._update(bias, pending[bias]),
-                    [r.segment for r in records],
-                )
-            )
-            paired.add(bias)
-        for bias in biases.values():
-            if bias not in paired:  # its weight is shared with a layer of another bias
-                bias.grad = bias.grad.materialize()
-        for feedback, updates in calls.values():
-            ops.step_(feedback, self.rule, updates)
-            for weight, bias, _ in updates:
-                self._advance(weight.parameter)
-                if bias is not None:
-                    self._advance(bias.parameter)
+    def _step_records(self) -> None:
+        """One grouped call for the ledger's records; the sums that it cannot express become
+        gradients after all."""
+        held = self._ledger.grad
+        if held is None:
+            return
+        gathered: dict[int, list[_Term]] = {}
+        for index, record in enumerate(held.records):
+            for entry in record.layers:
+                gathered.setdefault(id(entry.weight), []).append(_Term(index, record, entry))
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        feedback = held.records[0].feedback
+        updates = []
+        for terms in gathered.values():
+            _, _, (_, weight, bias, _) = terms[0]
+            if _expressible(terms, feedback):
+                step = self._update(weight, groups)
+                bias_step = None if bias is None else self._update(bias, groups)
+                segments = [record.segment(entry.layer) for _, record, entry in terms]
+                updates.append(LayerUpdate(step, bias_step, segments))
+            else:
+                _materialize(terms)
+        if not updates:
+            return
+        ops.step_(feedback, self.rule, updates)
+        for weight_step, bias_step, _ in updates:
+            self._advance(weight_step.parameter)
+            if bias_step is not None:
+                self._advance(bias_step.parameter)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> Update:
+    def _update(self, parameter: Tensor, groups: dict[int, dict[str, Any]]) -> Update:
+        group = groups[id(parameter)]
         states = self._states(parameter, group)
         for state in states:
             if state.device != parameter.device:
@@ -159,35 +163,52 @@ class FusedUpdate(torch.optim.Optimizer):
                 )
         return Update(parameter, states, self._hyper(parameter, group))
 
-    def _step_plain(self, hidden: Iterable[Tensor]) -> None:
+    def _step_dense(self) -> None:
         """torch.optim's own step for what has a gradient."""
-        kept = [(p, p.grad) for p in hidden if type(p.grad) is PendingGradient]
-        if len(kept) == sum(len(g["params"]) for g in self.param_groups):
-            return
-        for p, _ in kept:
-            p.grad = None
-        try:
-            type(self)._plain_step(self)
-        finally:
-            for p, gradient in kept:
-                p.grad = gradient
+        dense = False
+        for group in self.param_groups:
+            for p in group["params"]:
+                gradient = p.grad
+                if type(gradient) is PendingGradient:
+                    if gradient.dense is None:
+                        continue
+                    p.grad = gradient.dense
+                dense = dense or gradient is not None
+        if dense:
+            with _HiddenPending(self):
+                type(self)._plain_step(self)
 
     # The forward pass asks ------------------------------------------------------------------
 
-    def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
-        """How the node of one forward pass delivers the gradients of ``parameters``."""
-        _check_alone(type(self).__name__)
+    def claims(self, parameters: list[Tensor]) -> bool:
+        """Whether all of a forward pass's fused parameters are this optimizer's to update."""
         for p in parameters:
             if id(p) not in self._claimed:
-                return plan, []
-        if self.update == "step":
-            if torch.compiler.is_compiling():
-                raise RuntimeError(
-                    f"dfa_kernels.optim.{type(self).__name__} leaves records behind, which a "
-                    'compiled backward cannot: construct it with update="backward", or use '
-                    "torch.optim"
-                )
-            return plan._replace(update="step"), []
+                return False
+        return bool(parameters)
+
+    def ledger(self) -> Tensor:
+        """Where the node of an eager forward pass leaves its record.
+
+        Raises:
+            RuntimeError: under torch.compile or DistributedDataParallel.
+        """
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"dfa_kernels.optim.{type(self).__name__} leaves records behind, which a compiled "
+                'backward cannot: construct it with update="backward", or use torch.optim'
+            )
+        _check_alone(type(self).__name__)
+        return self._ledger
+
+    def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
+        """What the node of a forward pass needs to update ``parameters`` in its backward.
+
+        Raises:
+            RuntimeError: a second forward pass since the last `step`.
+        """
+        if not torch.compiler.is_compiling():
+            _check_alone(type(self).__name__)
         if self._awaiting:
             raise RuntimeError(
                 'update="backward" allows one forward pass a step, and this is the second since '
@@ -215,7 +236,7 @@ class FusedUpdate(torch.optim.Optimizer):
             f"{type(self).__name__} was constructed with"
         )
 
-    def hyper(self, slots: list[int]) -> list[list[float]]:
+    def hyper(self, slots: list[int]) -> list[tuple[float, ...]]:
         """The rule's table for a backward pass that steps these parameters now.
 
         Raises:
@@ -285,8 +306,8 @@ class SGD(FusedUpdate, torch.optim.SGD):
             self._fresh.add(id(parameter))
         return (state["momentum_buffer"],)
 
-    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> list[float]:
-        return [
+    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> tuple[float, ...]:
+        return (
             float(group["lr"]),
             group["momentum"],
             group["dampening"],
@@ -294,7 +315,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
             float(group["nesterov"]),
             float(group["maximize"]),
             float(id(parameter) in self._fresh),
-        ]
+        )
 
     def _advance(self, parameter: Tensor) -> None:
         self._fresh.discard(id(parameter))
@@ -340,10 +361,10 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return (state["exp_avg"], state["exp_avg_sq"])
 
-    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> list[float]:
+    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> tuple[float, ...]:
         state = self.state[parameter]
         beta1, beta2 = group["betas"]
-        return [
+        return (
             float(group["lr"]),
             float(beta1),
             float(beta2),
@@ -351,10 +372,60 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
             group["weight_decay"],
             float(group["maximize"]),
             float(state["step"]) + 1,
-        ]
+        )
 
     def _advance(self, parameter: Tensor) -> None:
         self.state[parameter]["step"] += 1
+
+
+class _HiddenPending:
+    """While torch.optim looks, pending gradients are None."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        self._hidden = [(p, p.grad) for p in every if type(p.grad) is PendingGradient]
+
+    def __enter__(self) -> None:
+        for p, _ in self._hidden:
+            p.grad = None
+
+    def __exit__(self, *_: object) -> None:
+        for p, gradient in self._hidden:
+            p.grad = gradient
+
+
+def _expressible(terms: list[_Term], feedback: Feedback) -> bool:
+    """Whether the grouped call can sum them: one bias and one B throughout, and nothing dropped
+    or added by hand since the records were made."""
+    _, first, (_, weight, bias, _) = terms[0]
+    for p in (weight, bias):
+        if p is not None:
+            pending = p.grad
+            if type(pending) is not PendingGradient:
+                return False
+            if pending.start or pending.dense is not None:
+                return False
+    if len(terms) == 1 and first.feedback is feedback:
+        return True
+    identity = feedback.identity()
+    return all(
+        record.feedback.identity() == identity and entry.bias is bias for _, record, entry in terms
+    )
+
+
+def _materialize(terms: list[_Term]) -> None:
+    """Make the gradients that the terms of one weight sum to, for torch.optim to apply."""
+    totals: dict[Tensor, Tensor] = {}
+    for index, (feedback, error, scale, _), (_, weight, bias, layer) in terms:
+        pair = ops.gradients(error, feedback, scale, [layer], weight.dtype)[0]
+        for p, gradient in zip((weight, bias), pair, strict=True):
+            if p is None or type(p.grad) is not PendingGradient or index < p.grad.start:
+                continue
+            before = totals.get(p, p.grad.dense)
+            gradient = gradient.to(p.dtype)
+            totals[p] = gradient if before is None else before + gradient
+    for p, total in totals.items():
+        p.grad = total
 
 
 def _groups(params: Any, update: str) -> tuple[list[dict[str, Any]], tuple[DFA, ...]]:
@@ -399,7 +470,7 @@ def _check_whole(parameter: Tensor) -> None:
 def _check_alone(name: str) -> None:
     """Other replicas' gradients cannot be averaged where there are none."""
     ddp = torch.nn.parallel.DistributedDataParallel
-    if not torch.compiler.is_compiling() and ddp._get_active_ddp_module() is not None:
+    if ddp._get_active_ddp_module() is not None:
         raise RuntimeError(
             f"DistributedDataParallel averages gradients, and dfa_kernels.optim.{name} makes none "
             "for the fused layers: use torch.optim under DDP"

@@ -1,121 +1,120 @@
-"""The gradient that a fused update never makes: what `.grad` holds until the optimizer steps.
+"""Gradients that a fused update never makes, and what stands in their place.
 
-With an optimizer of `dfa_kernels.optim`, the error node hands each fused parameter a
-`PendingGradient`: a tensor of the parameter's shape without storage that knows the records (error,
-inputs, outputs) from which `step()` updates the parameter directly. Autograd accumulates it as it
-would any gradient, and `zero_grad` drops it, so every rule of `.grad` holds; but its elements do
-not exist, and whatever asks for them is refused in one sentence.
+With an optimizer of `dfa_kernels.optim`, a backward pass leaves one `Record` for the whole network
+in the gradient of the optimizer's *ledger*, a scalar leaf that exists for nothing else: autograd
+accumulates, drops and keeps records apart by its own rules for gradients. The `.grad` of each
+fused parameter is a `PendingGradient`: its elements do not exist, and whatever asks for them is
+refused in one sentence, so that nothing (clipping, scaling, averaging) passes over them silently.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfa_kernels import ops
-from dfa_kernels.backends.contract import Segment
+from dfa_kernels.backends.contract import Layer, Segment
 from dfa_kernels.feedback import Feedback
 
 _aten = torch.ops.aten
 
 
-class Record:
-    """One fused layer in one backward pass. Its weight's and its bias's gradient know the same."""
+class Recorded(NamedTuple):
+    """One fused layer in one backward pass."""
 
-    __slots__ = ("feedback", "name", "segment")
-
-    def __init__(self, name: str, feedback: Feedback, segment: Segment) -> None:
-        self.name = name
-        self.feedback = feedback
-        self.segment = segment
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    layer: Layer
 
 
-class PendingGradient(torch.Tensor):
-    """A parameter's gradient, as the sum of ``records`` and, where autograd added one, ``dense``."""
+class Record(NamedTuple):
+    """One backward pass: the error (N, E), the scale of its projection, and the fused layers."""
 
-    records: tuple[Record, ...]
-    dense: Tensor | None
-    is_bias: bool
+    feedback: Feedback
+    error: Tensor
+    scale: float
+    layers: list[Recorded]
 
-    @staticmethod
-    def __new__(
-        cls, parameter: Tensor, records: tuple[Record, ...], dense: Tensor | None = None
-    ) -> PendingGradient:
-        pending = torch.Tensor._make_wrapper_subclass(
-            cls, parameter.shape, dtype=parameter.dtype, device=parameter.device
-        )
-        pending.records = records
-        pending.dense = dense
-        return pending
+    def segment(self, layer: Layer) -> Segment:
+        return Segment(self.error, self.scale, layer)
+
+
+class _Unmade(torch.Tensor):
+    """A tensor of a leaf's shape, without storage."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
-    def __repr__(self, **_: Any) -> str:
-        names = ", ".join(dict.fromkeys(r.name for r in self.records))
-        return f"PendingGradient(shape={tuple(self.shape)}, of {names}: never made, see dfa_kernels.optim)"
-
-    def materialize(self) -> Tensor:
-        """The gradient after all: for a sum that fused updates cannot express."""
-        total = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        if self.dense is not None:
-            total += self.dense
-        for record in self.records:
-            error, scale, layer = record.segment
-            pair = ops.gradients(error, record.feedback, scale, [layer], self.dtype)[0]
-            total += pair[0 if self.dim() == 2 else 1]
-        return total
-
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        this = args[0] if args else None
-        if func in _SAME:
-            return this
-        if func is _aten.clone.default:
-            return cls(this, this.records, this.dense)
-        if func in (_aten.add.Tensor, _aten.add_.Tensor) and not kwargs:
-            return _add(this, args[1], in_place=func is _aten.add_.Tensor)
-        if func is _aten.zero_.default:
-            this.records, this.dense = (), None
-            return this
-        names = [r.name for a in args if isinstance(a, cls) for r in a.records]
-        names += [
-            r.name
-            for a in args
-            if isinstance(a, (list, tuple))
-            for b in a
-            if isinstance(b, cls)
-            for r in b.records
-        ]
-        which = ", ".join(repr(n) for n in dict.fromkeys(names)) or "a fused layer"
-        raise RuntimeError(
-            f"{func.name()} asked for the gradient of {which}, which a fused update never makes: "
-            "leave clipping, scaling, averaging and logging of gradients to a torch.optim "
-            "optimizer, or keep this layer's parameters out of the dfa_kernels.optim one"
+    def like(cls, leaf: Tensor) -> Any:
+        return torch.Tensor._make_wrapper_subclass(
+            cls, leaf.shape, dtype=leaf.dtype, device=leaf.device
         )
 
 
-_SAME = frozenset({_aten.detach.default, _aten.alias.default})
+class Records(_Unmade):
+    """The ledger's gradient: the records since it was last dropped."""
+
+    records: tuple[Record, ...]
+
+    @classmethod
+    def of(cls, ledger: Tensor, records: tuple[Record, ...]) -> Records:
+        made = cls.like(ledger)
+        made.records = records
+        return made
+
+    def __repr__(self, **_: Any) -> str:
+        return f"Records({len(self.records)})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        left = args[0]
+        if func is _aten.detach.default:
+            return left
+        if func is _aten.add_.Tensor:
+            left.records += args[1].records
+            return left
+        if func is _aten.add.Tensor:
+            return cls.of(left, left.records + args[1].records)
+        if func is _aten.clone.default:
+            return cls.of(left, left.records)
+        raise RuntimeError(f"{func.name()} was asked of a ledger's records, which are no numbers")
 
 
-def _add(left: Tensor, right: Tensor, *, in_place: bool) -> Tensor:
-    """What autograd's accumulation asks for: records join records, and a dense gradient (a tied
-    weight's other use, another method's backward) is kept beside them."""
-    if not isinstance(left, PendingGradient):
-        total = right.materialize()
-        return left.add_(total) if in_place else total.add_(left)
-    if isinstance(right, PendingGradient):
-        records, dense = left.records + right.records, _sum(left.dense, right.dense)
-    else:
-        records, dense = left.records, _sum(left.dense, right)
-    if not in_place:
-        return PendingGradient(left, records, dense)
-    left.records, left.dense = records, dense
-    return left
+class PendingGradient(_Unmade):
+    """A fused parameter's `.grad`: what the ledger's records since ``start`` sum to, and the
+    ``dense`` gradient beside them where autograd brought one (another use of a tied weight,
+    another method's backward)."""
 
+    layer: str
+    start: int
+    dense: Tensor | None
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return a if b is None else b.clone()
-    return a + b
+    @classmethod
+    def of(
+        cls, parameter: Tensor, name: str, start: int = 0, dense: Tensor | None = None
+    ) -> PendingGradient:
+        made = cls.like(parameter)
+        made.layer, made.start, made.dense = name, start, dense
+        return made
+
+    def __repr__(self, **_: Any) -> str:
+        return (
+            f"PendingGradient({self.layer!r}, shape={tuple(self.shape)}: never made, the update is "
+            "fused)"
+        )
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        left = args[0]
+        if func is _aten.add_.Tensor and type(left) is cls and not isinstance(args[1], _Unmade):
+            left.dense = args[1].clone() if left.dense is None else left.dense + args[1]
+            return left
+        flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+        names = dict.fromkeys(repr(a.layer) for a in flat if isinstance(a, cls))
+        raise RuntimeError(
+            f"{func.name()} asked for the gradient of {', '.join(names)}, which a fused update "
+            "never makes: leave clipping, scaling, averaging and logging of gradients to a "
+            "torch.optim optimizer, or keep these parameters out of the dfa_kernels.optim one"
+        )

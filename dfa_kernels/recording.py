@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dfa_kernels.autograd import ErrorNode, LayerPlan, Plan, PointPlan
+from dfa_kernels.autograd import DeferringNode, ErrorNode, LayerPlan, Plan, PointPlan
 from dfa_kernels.backends.contract import HEAD
 
 if TYPE_CHECKING:
@@ -200,8 +200,13 @@ class Recording:
             len(chain),
         )
         outputs = [p.output for p in self.points]
-        plan, rest = owner.plan_update(plan, parameters)
-        matrix = owner.feedback_matrix
+        matrix, optimizer = owner.feedback_matrix, owner.optimizer_of(parameters)
+        if optimizer is None:
+            return ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain)
+        if optimizer.update == "step":
+            ledger = optimizer.ledger()
+            return DeferringNode.apply(plan, matrix, output, ledger, parameters, chain, *outputs)
+        plan, rest = optimizer.plan(plan, parameters)
         return ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
 
     def _error_shape(self, output: Tensor, where: str) -> tuple[torch.Size, int]:
