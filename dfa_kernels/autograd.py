@@ -11,10 +11,11 @@ Below it everything is cut, so no Wᵀδ is computed and no state outlives the c
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfa_kernels import ops
@@ -160,10 +161,19 @@ class DeferringNode(torch.autograd.Function):
         )
 
 
+#: The graph task in which each DFA module's node ran last: activation checkpointing runs parts of
+#: a forward pass again after it, and there the points must be cut as they were.
+tasks: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
 def _saved(ctx: Any, plan: Plan) -> tuple[Tensor | None, ...]:
+    if not torch.compiler.is_compiling():
+        tasks[ctx.owner] = torch._C._current_graph_task_id()
     try:
         return ctx.saved_tensors
     except RuntimeError as freed:
+        if "second time" not in str(freed):
+            raise
         raise RuntimeError(
             f"a second backward reached the error point of {len(plan.points)} points and "
             f"{len(plan.layers)} fused layers, whose records the first one freed: call the "
@@ -187,7 +197,8 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _projections(ctx: Any, plan: Plan, feedback: Feedback, error: Tensor) -> list[Tensor]:
-    """δh for every opaque point; points that want the same share one tensor."""
+    """δh for every opaque point. Points that want the same get copies of one projection: autograd
+    may hand it on as some parameter's gradient, and adds to those in place."""
     if not plan.points:
         return []
     wanted = [
@@ -196,7 +207,10 @@ def _projections(ctx: Any, plan: Plan, feedback: Feedback, error: Tensor) -> lis
     ]
     distinct = list(dict.fromkeys(wanted))
     made = dict(zip(distinct, ops.project(error, feedback, plan.scale, distinct), strict=True))
-    return [made[point].view(shape) for point, (shape, _) in zip(wanted, ctx.points, strict=True)]
+    return [
+        (made[point] if wanted.index(point) == i else made[point].clone()).view(shape)
+        for i, (point, (shape, _)) in enumerate(zip(wanted, ctx.points, strict=True))
+    ]
 
 
 def _parameters(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dfa_kernels import activation as activations
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.recording import Fused, Recording, active
+from dfa_kernels.recording import Fused, Recording, Replay, active
 
 if TYPE_CHECKING:
     from dfa_kernels.optim import FusedUpdate
@@ -79,19 +79,23 @@ class Linear(nn.Linear):
         return fused
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.size(-1) != self.in_features:
-            raise ValueError(
-                f"Linear({self.in_features}, {self.out_features}) was given an input of shape "
-                f"{tuple(input.shape)}, whose last dimension should be {self.in_features}"
-            )
         # FSDP2 swaps parameters: these are the ones that this forward pass sees.
         weight, bias = self._parameters["weight"], self._parameters["bias"]
-        recording = active.recording
+        if (
+            input.dim() == 0
+            or input.size(-1) != self.in_features
+            or input.device != weight.device
+            or not (input.is_floating_point() or weight.is_complex())
+        ):
+            raise self._unfit(input)
+        recording = active.recording or Replay.of_layer(self)
         name = None if recording is None else recording.owner.name_of(self)
         if name is not None and recording.fuses(input, weight, bias):
             return self._fused(recording, name, input, weight, bias)
         output = activations.differentiable(self.activation)(F.linear(input, weight, bias))
-        return output if name is None else recording.point(name, output)
+        if name is None or recording.owner.cuts(name):
+            return output
+        return recording.point(name, output)
 
     def _fused(
         self,
@@ -101,7 +105,7 @@ class Linear(nn.Linear):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type):
+        if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(input.device.type))
         cut_bias = None if bias is None else bias.detach()
         saved = F.linear(input, weight.detach(), cut_bias)
@@ -110,6 +114,22 @@ class Linear(nn.Linear):
         kept = saved if f.from_preactivations else output
         recording.fused(Fused(name, input, output, kept, self._code, weight, bias))
         return output
+
+    def _unfit(self, input: Tensor) -> Exception:
+        layer = f"Linear({self.in_features}, {self.out_features})"
+        if input.device != self.weight.device:
+            return RuntimeError(
+                f"{layer} has its weight on {self.weight.device}, but was given an input on "
+                f"{input.device}"
+            )
+        if not input.is_floating_point():
+            return TypeError(
+                f"{layer} was given an input of {input.dtype}, but needs a real floating dtype"
+            )
+        return ValueError(
+            f"{layer} was given an input of shape {tuple(input.shape)}, whose last dimension "
+            f"should be {self.in_features}"
+        )
 
     @property
     def activation(self) -> str:
@@ -145,7 +165,7 @@ def _fused_copy(module: nn.Module, outermost: bool) -> nn.Module:
         return module
     copy = module.__class__.__new__(module.__class__)
     copy.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()}
-    named = [name for name, child in module._modules.items()]
+    named = list(module._modules)
     last = named[-1]
     skip = False
     for position, name in enumerate(named):
@@ -155,15 +175,20 @@ def _fused_copy(module: nn.Module, outermost: bool) -> nn.Module:
         if skip:
             copy._modules[name], skip = _Passed(), False
             continue
-        if isinstance(module, nn.Sequential) and type(child) is nn.Linear and not _hooked(child):
+        if _is_chain(module) and type(child) is nn.Linear and not _hooked(child):
             after = None if name == last else module._modules[named[position + 1]]
             f = None if after is None or _hooked(after) else activations.of_module(after)
             if f is not None or (outermost and name == last):
                 copy._modules[name], skip = Linear.from_linear(child, f), f is not None
                 continue
-        inner = outermost and name == last and isinstance(module, nn.Sequential)
+        inner = outermost and name == last and _is_chain(module)
         copy._modules[name] = _fused_copy(child, inner)
     return copy
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """A Sequential whose children follow each other, and nothing else."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -231,9 +256,10 @@ class DFA(nn.Module):
         self._fused = {names[n]: n for n in fused if isinstance(names[n], Linear)}
         owned = [p for layer in self._fused for p in layer.parameters()]
         self.tied = len(set(owned)) < len(owned)
+        self._cuts: dict[str, tuple[nn.Module, int]] = {}
         for name in self.point_names:
             if not isinstance(names[name], Linear):
-                names[name].register_forward_hook(partial(_reached, self, name))
+                self._cut_last(name, names[name])
         if error_name is not None:
             names[error_name].register_forward_hook(partial(_closes, self))
         self.register_load_state_dict_pre_hook(_check_feedback)
@@ -262,6 +288,8 @@ class DFA(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._method == "bp" or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            self._keep_cuts_last()
         recording = Recording(self)
         before, active.recording = active.recording, recording
         try:
@@ -276,6 +304,27 @@ class DFA(nn.Module):
     def name_of(self, layer: Linear) -> str | None:
         """The name of a fused layer that is one of this module's points, or may be its head."""
         return self._fused.get(layer)
+
+    def cuts(self, name: str) -> bool:
+        """Whether a forward hook cuts the output of this layer where it is not fused."""
+        return name in self._cuts
+
+    def _cut_last(self, name: str, module: nn.Module) -> None:
+        """Cut a point's output after every other forward hook: FSDP2's looks there for the graph
+        whose backward pass needs the weights again, and a user's may replace the output."""
+        if name not in self._cuts:
+            handle = module.register_forward_hook(partial(_reached, self, name))
+            self._cuts[name] = module, handle.id
+        hooks, key = module._forward_hooks, self._cuts[name][1]
+        if next(reversed(hooks)) != key:
+            hooks.move_to_end(key)
+
+    def _keep_cuts_last(self) -> None:
+        for layer, name in self._fused.items():
+            if layer._forward_hooks and name in self._streams:
+                self._cut_last(name, layer)
+        for name, (module, _) in self._cuts.items():
+            self._cut_last(name, module)
 
     def stream(self, name: str) -> int:
         return self._streams[name]
@@ -313,9 +362,11 @@ class DFA(nn.Module):
 
 
 def _reached(owner: DFA, name: str, module: nn.Module, args: Any, output: Any) -> Any:
-    recording = active.recording
+    recording = active.recording or Replay.of(owner)
     if recording is None or recording.owner is not owner:
         return output
+    if recording.layers and recording.layers[-1].name == name:
+        return output  # fused: cut already
     return recording.point(name, output)
 
 
@@ -398,9 +449,9 @@ def _some(names: Mapping[str, nn.Module]) -> str:
 
 def _last_of_sequential(model: nn.Module, prefix: str = "") -> str | None:
     """The name of the layer that ends a (nested) Sequential."""
-    if not isinstance(model, nn.Sequential) or not len(model):
+    if not _is_chain(model) or not model._modules:
         return None
     name, last = list(model._modules.items())[-1]
-    if isinstance(last, nn.Sequential):
+    if _is_chain(last):
         return _last_of_sequential(last, f"{prefix}{name}.")
     return prefix + name

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dfa_kernels.autograd import DeferringNode, ErrorNode, LayerPlan, Plan, PointPlan
+from dfa_kernels.autograd import DeferringNode, ErrorNode, LayerPlan, Plan, PointPlan, tasks
 from dfa_kernels.backends.contract import HEAD
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Fused(NamedTuple):
     activation: int
     weight: Tensor
     bias: Tensor | None
+    versions: tuple[int, int] | None = None
 
 
 class Recording:
@@ -60,6 +61,7 @@ class Recording:
         self.closed = False
         # Whether a parameter may come twice: a layer called again, or a tied weight.
         self.repeats = owner.tied
+        self.checkpoint = _checkpoint()
 
     # Collecting ---------------------------------------------------------------------------
 
@@ -97,9 +99,10 @@ class Recording:
         )
 
     def fused(self, layer: Fused) -> None:
+        _check_real(layer.output, f"layer {layer.name!r}")
         self.repeats = self.repeats or layer.name in self.reached
         self.reached.append(layer.name)
-        self.layers.append(layer)
+        self.layers.append(layer._replace(versions=_versions(layer)))
 
     def _admits(self, name: str) -> bool:
         self.reached.append(name)
@@ -145,11 +148,21 @@ class Recording:
         _check_real(output, where)
         if not torch.is_grad_enabled():
             raise RuntimeError(f"{where} is inside no graph: it was computed under torch.no_grad()")
+        if _checkpoint() is not self.checkpoint:
+            raise RuntimeError(
+                f"{where} is inside a checkpointed region, which would run it again: checkpoint "
+                "the modules below and above it, or the DFA module as a whole"
+            )
         head = None
-        if self.layers and self.layers[-1].output is output:
-            head = self.layers.pop()
-        elif self.points and self.points[-1].cut is output:
-            output = self.points.pop().output
+        for i, layer in enumerate(self.layers):
+            if layer.output is output:
+                head = self.layers.pop(i)
+                break
+        for i, point in enumerate(self.points):
+            if point.cut is output:
+                output = self.points.pop(i).output
+                break
+        self.idle = [t for t in self.idle if t is not output]
         if head is None and not output.requires_grad:
             self._check_top(where)
         if owner.method == "shallow":
@@ -160,19 +173,25 @@ class Recording:
 
     def _check_top(self, where: str) -> None:
         """Nothing above the last point learns: right only where that something is frozen."""
-        if self.layers or self.points:
-            frozen = any(not p.requires_grad for p in self.owner.module.parameters())
-            if not frozen:
-                last = (self.layers or self.points)[-1].name
-                raise RuntimeError(
-                    f"no layer would learn from its true gradient: {last!r} is a point, and "
-                    f"nothing with parameters stands between it and {where}; give "
-                    f"error_at={last!r}"
-                )
+        if not self.layers and not self.points:
+            return
+        last = (self.layers or self.points)[-1].name
+        passed = frozen = False
+        for name, module in self.owner.module.named_modules():
+            passed = passed or name == last
+            own = module.parameters(recurse=False)
+            frozen = frozen or (passed and any(not p.requires_grad for p in own))
+        if not frozen:
+            raise RuntimeError(
+                f"no layer would learn from its true gradient: {last!r} is a point, and nothing "
+                f"with parameters stands between it and {where}; give error_at={last!r}"
+            )
 
     def _node(self, output: Tensor, head: Fused | None, where: str) -> Tensor:
         owner, feedback = self.owner, self.owner.feedback
         batch, width = self._error_shape(output, where)
+        for point in self.points:
+            _check_device(f"point {point.name!r}", point.output, output)
         points = tuple([self._point_plan(p, batch) for p in self.points])
         widths = [math.prod(t.shape[_batch_dims(t, owner.batch_dims) :]) for t in self.idle]
         widths += [p.width for p in points]
@@ -201,13 +220,17 @@ class Recording:
         )
         outputs = [p.output for p in self.points]
         matrix, optimizer = owner.feedback_matrix, owner.optimizer_of(parameters)
-        if optimizer is None:
-            return ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain)
-        if optimizer.update == "step":
+        if optimizer is not None and optimizer.update == "step":
             ledger = optimizer.ledger()
-            return DeferringNode.apply(plan, matrix, output, ledger, parameters, chain, *outputs)
-        plan, rest = optimizer.plan(plan, parameters)
-        return ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
+            made = DeferringNode.apply(plan, matrix, output, ledger, parameters, chain, *outputs)
+        else:
+            rest: list[Tensor] = []
+            if optimizer is not None:
+                plan, rest = optimizer.plan(plan, parameters)
+            made = ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
+        if not torch.compiler.is_compiling():
+            made.grad_fn.owner = owner
+        return made
 
     def _error_shape(self, output: Tensor, where: str) -> tuple[torch.Size, int]:
         """The batch dimensions of the error, and its width E."""
@@ -236,11 +259,12 @@ class Recording:
         parameters: list[Tensor],
     ) -> LayerPlan:
         """Where the layer's tensors are among the node's: ``chain`` and ``parameters`` grow."""
-        name, inputs, _, saved, activation, weight, bias = fused
-        if weight.device != output.device:
+        name, inputs, _, saved, activation, weight, bias, versions = fused
+        _check_device(f"layer {name!r}", weight, output)
+        if versions != _versions(fused):
             raise RuntimeError(
-                f"layer {name!r} has its weight on {weight.device}, but the error point is on "
-                f"{output.device}"
+                f"layer {name!r}: its input or output was changed in place after it ran, but its "
+                "update reads both: use the operation that returns a new tensor"
             )
         at = _index(chain, inputs)
         kept = -1
@@ -271,6 +295,30 @@ class Recording:
                     f"the forward pass never reached {len(missed)} of {len(owner.point_names)} "
                     f"points: {', '.join(map(repr, missed))}"
                 )
+
+
+class Replay(Recording):
+    """What activation checkpointing runs again in a backward pass, once the error node has run in
+    it: cut where it was cut before, and collected by nobody."""
+
+    @staticmethod
+    def of(owner: DFA) -> Replay | None:
+        if torch.compiler.is_compiling() or tasks.get(owner) != torch._C._current_graph_task_id():
+            return None
+        return Replay(owner)
+
+    @staticmethod
+    def of_layer(layer: Linear) -> Replay | None:
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0:
+            return None
+        here = [replay for owner in list(tasks) if (replay := Replay.of(owner))]
+        return next((replay for replay in here if replay.owner.name_of(layer)), None)
+
+    def point(self, name: str, output: Tensor) -> Tensor:
+        return output.detach()
+
+    def fused(self, layer: Fused) -> None:
+        pass
 
 
 class Observation(Recording):
@@ -324,7 +372,7 @@ def _batch_dims(tensor: Tensor, given: int | None) -> int:
 
 def _ratio(name: str, batch: torch.Size, error_batch: torch.Size) -> int:
     """k, the rows of a point for each row of the error: in row-major order, or not at all."""
-    if batch == error_batch:
+    if batch == error_batch or (0 in batch and 0 in error_batch):
         return 1
     rows, error_rows = math.prod(batch), math.prod(error_batch)
     if error_rows == 0 or rows % error_rows:
@@ -347,3 +395,26 @@ def _ratio(name: str, batch: torch.Size, error_batch: torch.Size) -> int:
 def _check_real(tensor: Tensor, where: str) -> None:
     if not tensor.is_floating_point():
         raise TypeError(f"{where} is {tensor.dtype}, but DFA needs a real floating dtype")
+
+
+def _check_device(what: str, tensor: Tensor, output: Tensor) -> None:
+    if tensor.device != output.device:
+        raise RuntimeError(
+            f"{what} is on {tensor.device}, but the error point is on {output.device}"
+        )
+
+
+def _versions(layer: Fused) -> tuple[int, int] | None:
+    """How often x and, where f′ is read from it, h were written. torch.compile cannot say."""
+    if torch.compiler.is_compiling():
+        return None
+    return layer.inputs._version, layer.saved._version if layer.activation else 0
+
+
+def _checkpoint() -> object:
+    """The innermost non-reentrant activation checkpoint under way, or None."""
+    if torch.compiler.is_compiling():
+        return None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    inside = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+    return hooks[0] if inside else None
