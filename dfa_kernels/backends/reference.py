@@ -169,15 +169,12 @@ class Reference:
             _expect(update.segments, projections)
         for weight, bias, segments in updates:
             terms = [(_delta(s, projections), s.layer.inputs) for s in segments]
-            if bias is not None:
-                parameter, states, hyper = bias
-                (delta, _), *more = terms
-                gradient = delta.sum(0, dtype=parameter.dtype)
-                for delta, _ in more:
-                    gradient += delta.sum(0, dtype=parameter.dtype)
-                _STEPS[rule](parameter, gradient, states, hyper)
             if not _accumulate_sgd(rule, weight, terms):
                 _step_rows(rule, weight, terms)
+            if bias is not None:
+                ones = [(delta, delta.new_ones(delta.shape[0])) for delta, _ in terms]
+                if not _accumulate_sgd(rule, bias, ones):
+                    _step_vector(rule, bias, terms)
 
 
 # The optimizers' steps, as torch.optim defines them --------------------------------------------
@@ -242,12 +239,22 @@ def _step_rows(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Tensor]]
         _STEPS[rule](parameter[here], gradient, tuple(s[here] for s in states), hyper)
 
 
-def _accumulate_sgd(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> bool:
+def _step_vector(rule: str, bias: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> None:
+    parameter, states, hyper = bias
+    (delta, _), *more = terms
+    gradient = delta.sum(0, dtype=parameter.dtype)
+    for delta, _ in more:
+        gradient += delta.sum(0, dtype=parameter.dtype)
+    _STEPS[rule](parameter, gradient, states, hyper)
+
+
+def _accumulate_sgd(rule: str, update: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> bool:
     """Plain SGD is linear in the gradient: the product goes straight into the momentum buffer
-    (or the weight), without even a slice of dW. False where that does not hold."""
+    (or the weight), without even a slice of dW; with x = 1 it is the bias's. False where that
+    does not hold."""
     if rule != "sgd":
         return False
-    parameter, states, (lr, momentum, dampening, decay, nesterov, maximize, first) = weight
+    parameter, states, (lr, momentum, dampening, decay, nesterov, maximize, first) = update
     if nesterov:
         return False
     for delta, inputs in terms:
@@ -261,8 +268,9 @@ def _accumulate_sgd(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Ten
     else:
         target, gain, beta = parameter, -lr, 1 - lr * decay
         decayed = 0.0
+    add = target.addmm_ if target.dim() == 2 else target.addmv_
     for delta, inputs in terms:
-        target.addmm_(delta.T, inputs, beta=beta, alpha=sign * gain)
+        add(delta.T, inputs, beta=beta, alpha=sign * gain)
         beta = 1.0
     if decayed:
         target.add_(parameter, alpha=decayed)
