@@ -73,7 +73,8 @@ class Linear(nn.Linear):
         fused = cls.__new__(cls)
         nn.Module.__init__(fused)
         fused.in_features, fused.out_features = linear.in_features, linear.out_features
-        fused.weight, fused.bias = linear.weight, linear.bias
+        fused.weight = linear.weight
+        fused.register_parameter("bias", linear.bias)
         fused._code = activations.CODES[activation or "identity"]
         fused.train(linear.training)
         return fused
