@@ -1,0 +1,246 @@
+"""The registry, and the conformance suite: the reference passes, and broken backends do not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dfa_kernels import backends, ops, testing
+from dfa_kernels.backends.contract import Point
+from dfa_kernels.backends.reference import Reference
+from dfa_kernels.feedback import Feedback
+
+CPU = torch.device("cpu")
+
+
+class OnlyProjects:
+    """A backend of the least kind: an optical processor, say."""
+
+    def unavailable(self, device):
+        return None if device.type == "cpu" else f"it has no {device.type}"
+
+    def describe(self):
+        return "projects only"
+
+    def project(self, error, feedback, scale, points):
+        return Reference().project(error, feedback, scale, points)
+
+
+@pytest.fixture
+def registered():
+    names = []
+
+    def register(backend, name="candidate"):
+        backends.register(name, backend)
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        backends.unregister(name)
+
+
+def test_the_reference_passes_its_own_suite():
+    passed = testing.check_backend("reference", "cpu")
+    assert len(passed) == len(set(passed)) > 200
+    for what in ("stream uniform", "layouts", "nan and inf"):
+        assert what in passed
+
+
+def test_a_backend_that_only_projects_passes_with_the_references_rest():
+    before = list(backends.available())
+    assert len(testing.check_backend(OnlyProjects())) > 200
+    assert list(backends.available()) == before
+
+
+# Each breaks one thing that the suite must notice, and names the check that does.
+def _other_signs(self, error, feedback, scale, points):
+    flipped = (
+        Feedback(feedback.distribution, feedback.seed + 1) if not feedback.values else feedback
+    )
+    return Reference().project(error, flipped, scale, points)
+
+
+def _row_off(self, error, feedback, scale, points):
+    return [p.roll(1, 0) for p in Reference().project(error, feedback, scale, points)]
+
+
+def _loses_a_column(self, error, feedback, scale, points):
+    made = Reference().project(error, feedback, scale, points)
+    for p in made:
+        p[:, -1] = 0
+    return made
+
+
+def _spreads_nan(self, error, feedback, scale, points):
+    made = Reference().project(error, feedback, scale, points)
+    return [p + p.sum() * 0 for p in made]
+
+
+def _restless(self, error, feedback, scale, points):
+    made = Reference().project(error, feedback, scale, points)
+    return [
+        p * (1 + 1e-9 * torch.rand(())) if p.dtype == torch.float64 else _jitter(p) for p in made
+    ]
+
+
+def _jitter(p):
+    return p + torch.finfo(p.dtype).eps * p.abs() * (torch.rand(p.shape) > 0.5)
+
+
+def _bf16_inside(self, error, feedback, scale, points):
+    coarse = error.bfloat16().to(error.dtype)
+    return Reference().project(coarse, feedback, scale, points)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (_other_signs, "stream"),
+        (_row_off, "stream"),
+        (_loses_a_column, "stream"),
+        (_spreads_nan, "nan and inf"),
+        (_restless, "stream|project"),
+        (_bf16_inside, "project"),
+    ],
+)
+def test_a_broken_projection_fails(broken, check):
+    backend = type("Broken", (OnlyProjects,), {"project": broken})()
+    with pytest.raises(AssertionError, match=check):
+        testing.check_backend(backend)
+
+
+@pytest.mark.parametrize("what", ["dW", "db", "scale", "head"])
+def test_a_broken_gradient_fails(what):
+    class Broken(OnlyProjects):
+        def gradients(self, error, feedback, scale, layers, dtype):
+            if what == "scale":
+                scale *= 1.01
+            if what == "head":
+                layers = [x._replace(stream=max(x.stream, 0)) for x in layers]
+            made = Reference().gradients(error, feedback, scale, layers, dtype)
+            if what == "dW":
+                made = [(w + (w.abs().max() / 10 if w.numel() else 0), b) for w, b in made]
+            if what == "db":
+                made = [(w, b * 1.02) for w, b in made]
+            return made
+
+    with pytest.raises((AssertionError, RuntimeError), match="gradients|size"):
+        testing.check_backend(Broken())
+
+
+@pytest.mark.parametrize("column", range(7))
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_a_step_that_ignores_a_hyperparameter_fails(rule, column):
+    class Broken(OnlyProjects):
+        def step_(self, feedback, called, updates):
+            if called == rule:
+                updates = [
+                    u._replace(
+                        weight=u.weight._replace(hyper=_without(u.weight.hyper, column)),
+                        bias=u.bias and u.bias._replace(hyper=_without(u.bias.hyper, column)),
+                    )
+                    for u in updates
+                ]
+            Reference().step_(feedback, called, updates)
+
+    with pytest.raises(AssertionError, match=f"step_ {rule}"):
+        testing.check_backend(Broken())
+
+
+def _without(hyper, column):
+    hyper = list(hyper)
+    hyper[column] = 2.0 if column == 6 and hyper[6] > 1 else 0.5 if not hyper[column] else 0.0
+    if column == 6 and hyper[6] == 0.0:
+        hyper[6] = 3.0
+    return tuple(hyper)
+
+
+# The registry ---------------------------------------------------------------------------------
+
+
+def test_use_names_a_backend_for_a_block(registered):
+    name = registered(OnlyProjects())
+    assert backends.chosen(CPU) == ("reference", "chosen automatically")
+    with backends.use(name):
+        assert backends.chosen(CPU)[0] == name
+        with backends.use(None):
+            assert backends.chosen(CPU)[0] == "reference"
+        assert backends.chosen(CPU)[0] == name
+    assert backends.chosen(CPU)[0] == "reference"
+
+
+def test_the_environment_names_a_backend(registered, monkeypatch):
+    name = registered(OnlyProjects())
+    monkeypatch.setenv(backends.VARIABLE, name)
+    assert backends.chosen(CPU) == (name, f"named by {backends.VARIABLE}")
+    monkeypatch.setenv(backends.VARIABLE, "abacus")
+    with pytest.raises(ValueError, match="unknown backend 'abacus'.*reference"):
+        backends.chosen(CPU)
+
+
+def test_a_named_backend_that_cannot_run_raises(registered):
+    name = registered(OnlyProjects())
+    with (
+        backends.use(name),
+        pytest.raises(RuntimeError, match="cannot run on meta: it has no meta"),
+    ):
+        ops.project(torch.ones(2, 3, device="meta"), Feedback(), 1.0, [])
+
+
+def test_available_says_why_not(registered):
+    name = registered(OnlyProjects())
+    assert backends.available("cpu") == {"reference": None, name: None}
+    assert backends.available("meta")[name] == "it has no meta"
+
+
+def test_bad_registrations_are_refused(registered):
+    name = registered(OnlyProjects())
+    with pytest.raises(ValueError, match="'candidate' is registered already"):
+        backends.register(name, OnlyProjects())
+    with pytest.raises(TypeError, match="must offer project"):
+        backends.register("other", object())
+    with pytest.raises(ValueError, match="unknown backend 'abacus'"):
+        backends.use("abacus")
+    with pytest.raises(ValueError, match="cannot be unregistered"):
+        backends.unregister("reference")
+
+
+def test_unregistering_the_backend_in_use_goes_back_to_automatic():
+    backends.register("candidate", OnlyProjects())
+    backends.use("candidate")
+    backends.unregister("candidate")
+    assert backends.chosen(CPU)[0] == "reference"
+
+
+def test_what_a_backend_lacks_comes_from_the_reference(registered):
+    with backends.use(registered(OnlyProjects())):
+        assert backends.function("gradients", CPU).__self__ is backends.get("reference")
+        assert isinstance(backends.function("project", CPU).__self__, OnlyProjects)
+
+
+# The reference's cache of B -------------------------------------------------------------------
+
+
+def test_the_reference_keeps_the_widest_matrix_and_counts_its_bytes():
+    reference = Reference()
+    error = torch.randn(2, 5)
+    for width, held in ((10, 10), (30, 30), (20, 30)):
+        reference.project(error, Feedback(), 1.0, [Point(width, 0, 1, torch.float32)])
+        assert reference.matrices.bytes() == 5 * held * 4
+    reference.matrices.limit = 100
+    reference.project(error, Feedback(seed=1), 1.0, [Point(40, 0, 1, torch.float32)])
+    assert reference.matrices.bytes() == 5 * 40 * 4  # the older one went; the one in use stays
+    reference.matrices.clear()
+    assert reference.matrices.bytes() == 0
+
+
+def test_importing_the_package_needs_torch_alone():
+    """Neither numpy nor any extra, and no compiler: torch's own are imported on demand."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import dfa_kernels\n"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "assert new <= {'dfa_kernels', 'torch'}, new\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
