@@ -1,0 +1,192 @@
+"""What `dfa-kernels train` can be asked for: parsed, completed with defaults, and checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from dfa_kernels.feedback import DISTRIBUTIONS
+from dfa_kernels.module import METHODS
+from dfa_kernels.training import InputError
+
+#: The data sets, and the defaults that suit each.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"hidden": (256, 256), "epochs": 40, "batch": 64, "seeds": 5},
+    "fashion-mnist": {"hidden": (1024,) * 4, "epochs": 10, "batch": 128, "seeds": 3},
+}
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+#: Optimizers, with the learning rate where none is given.
+LEARNING_RATES = {"adamw": 1e-3, "sgd": 0.05}
+
+#: Of weights and data. bfloat16: the forward pass under autocast, everything kept in float32.
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that a run's numbers depend on, but for where the files of ``data`` lie.
+
+    ``hidden``: widths, input side first. ``lr``: by method. ``batch``: rows of a minibatch.
+    ``seeds``: how many, the first being ``seed``; each decides the split of `digits`, the initial
+    weights, the order of the data and the feedback. ``fused``: `dfa_kernels.optim` for dfa.
+
+    Raises:
+        InputError: naming the option, what was given and what is known.
+    """
+
+    data: str
+    method: tuple[str, ...]
+    hidden: tuple[int, ...]
+    activation: str
+    optimizer: str
+    lr: dict[str, float]
+    epochs: int
+    batch: int
+    seed: int
+    seeds: int
+    distribution: str
+    dtype: str
+    device: str
+    compile: bool
+    fused: bool
+
+    @classmethod
+    def resolve(cls, given: Mapping[str, Any]) -> Options:
+        """``given``, completed. Its ``lr`` may hold ``""``: the rate of methods not named."""
+        options = {
+            "data": "digits",
+            "method": METHODS,
+            "activation": "tanh",
+            "optimizer": "adamw",
+            "lr": {},
+            "seed": 0,
+            "distribution": "rademacher",
+            "dtype": "float32",
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "compile": False,
+            "fused": True,
+            **given,
+        }
+        _known("data", options["data"], DEFAULTS)
+        options = {**DEFAULTS[options["data"]], **options}
+        for method in options["method"]:
+            _known("method", method, METHODS)
+        _known("optimizer", options["optimizer"], LEARNING_RATES)
+        options["method"] = tuple(m for m in METHODS if m in options["method"])
+        rates, default = options["lr"], LEARNING_RATES[options["optimizer"]]
+        for method in rates:
+            if method:
+                _known("lr", method, options["method"])
+        options["lr"] = {m: rates.get(m, rates.get("", default)) for m in options["method"]}
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        _known("activation", self.activation, ACTIVATIONS)
+        _known("distribution", self.distribution, DISTRIBUTIONS)
+        _known("dtype", self.dtype, DTYPES)
+        for name in ("epochs", "batch", "seeds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= 2**63 - self.seeds:
+            raise InputError(f"--seed must be in [0, 2**63 − {self.seeds}], got {self.seed}")
+        if not self.method:
+            raise InputError(f"--method needs at least one of {', '.join(METHODS)}")
+        for method, rate in self.lr.items():
+            if not (math.isfinite(rate) and rate > 0):
+                raise InputError(f"--lr of {method} must be finite and above 0, got {rate}")
+        _check_device(self.device)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def resumed(self, given: Mapping[str, Any], where: str) -> Options:
+        """These options, those of a checkpoint at ``where``, unless ``given`` differs from them."""
+        asked = Options.resolve({**self.as_dict(), **given})
+        for field in fields(self):
+            ours, theirs = getattr(asked, field.name), getattr(self, field.name)
+            if ours != theirs:
+                raise InputError(
+                    f"--{field.name} {shown(ours)} differs from {shown(theirs)}, with which the "
+                    f"run in {where} was begun: leave it out to resume, or give another --out"
+                )
+        return asked
+
+    def sizes(self, features: int, classes: int) -> tuple[int, ...]:
+        """The widths of the network, from input to output."""
+        return (features, *self.hidden, classes)
+
+
+def shown(value: Any) -> str:
+    """An option's value as a person would type it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{k}={v:g}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return (" " if value and isinstance(value[0], str) else ",").join(map(str, value))
+    return str(value)
+
+
+def parse_hidden(text: str) -> tuple[int, ...]:
+    """``"1024x4"`` or ``"512,256"`` (or both: ``"512x2,128"``) → widths."""
+    widths: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([1-9]\d*)(?:x([1-9]\d*))?\s*", part)
+        if match is None:
+            raise InputError(
+                f"--hidden {text!r} is not a list of widths: give WIDTHxLAYERS such as 256x2, or "
+                "widths such as 512,256"
+            )
+        widths += [int(match[1])] * int(match[2] or 1)
+    return tuple(widths)
+
+
+def parse_lr(texts: Sequence[str]) -> dict[str, float]:
+    """``["1e-3", "bp=3e-4"]`` → ``{"": 1e-3, "bp": 3e-4}``."""
+    rates: dict[str, float] = {}
+    for text in texts:
+        method, _, number = text.rpartition("=")
+        try:
+            rate = float(number)
+        except ValueError:
+            raise InputError(
+                f"--lr {text!r} is not a learning rate: give a number, or METHOD=NUMBER"
+            ) from None
+        if method in rates:
+            raise InputError(
+                f"--lr gives {method or 'every method'} two rates, the second {text!r}"
+            )
+        rates[method] = rate
+    return rates
+
+
+def _known(option: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise InputError(f"--{option} {value!r} is unknown: known are {', '.join(known)}")
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as refused:
+        first = str(refused).splitlines()[0]
+        raise InputError(f"--device {name!r} cannot be used: {first}") from None
+    if device.type == "meta":
+        raise InputError("--device 'meta' holds no numbers: nothing can be trained there")
