@@ -1,0 +1,152 @@
+"""`dfa-kernels train`, from what was asked for to the three files that it leaves in a folder.
+
+checkpoint.pt: everything to go on from, and at the end the last seed's weights. log.json and
+curves.png: written when all is trained.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dfa_kernels import backends
+from dfa_kernels.training import InputError, checkpoint, report
+from dfa_kernels.training.datasets import load
+from dfa_kernels.training.experiment import Experiment, Interrupted
+from dfa_kernels.training.memory import MeasurementError, Memory, measured
+from dfa_kernels.training.options import Options
+from dfa_kernels.training.plot import draw
+from dfa_kernels.training.progress import Display
+
+CHECKPOINT, LOG, CURVES = "checkpoint.pt", "log.json", "curves.png"
+
+
+def train(
+    given: Mapping[str, Any],
+    out: Path | None = None,
+    root: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Train, then print the table and write the log and the curves.
+
+    Args:
+        given: the options that were given: see `Options.resolve`.
+        out: the folder to write to; None: runs/DATA.
+        root: the folder of the data's files.
+        resume: go on from the checkpoint in ``out``.
+        overwrite: replace the run that lies in ``out``.
+
+    Returns:
+        The exit status: 0, or 130 after an interruption.
+
+    Raises:
+        InputError: before anything is written.
+    """
+    folder = out or Path("runs") / given.get("data", "digits")
+    state = checkpoint.load(folder / CHECKPOINT) if resume else None
+    if state is None:
+        options = Options.resolve(given)
+        _check_free(folder, overwrite)
+    else:
+        begun = Options(**state["options"])
+        options = begun.resumed(given, str(folder))
+    try:
+        backends.chosen(torch.device(options.device))
+    except (ValueError, RuntimeError) as refused:
+        raise InputError(str(refused)) from None
+    data = partial(load, options.data, root)
+    split = data(options.seed)
+    experiment = Experiment(options, data, folder / CHECKPOINT)
+    if state is not None:
+        experiment.restore(state)
+    _make(folder)
+    try:
+        with _interruptible() as stop, Display(experiment) as watch:
+            experiment.run(watch, stop)
+    except Interrupted as interrupted:
+        turn = interrupted.turn
+        print(
+            f"interrupted at seed {turn.seed}, epoch {turn.epoch + 1} of {options.epochs}, "
+            f"{turn.method}: everything up to this step is in {folder / CHECKPOINT}, and "
+            "--resume goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    with Console(stderr=True).status("measuring peak memory, each method in a fresh process"):
+        memory = _memory(options, split.features, split.classes)
+    log = report.make_log(options, split, experiment.results, memory)
+    report.write_log(folder / LOG, log)
+    draw(folder / CURVES, log)
+    report.print_table(log, Console())
+    print(f"{folder / LOG}, {folder / CURVES}, {folder / CHECKPOINT}")
+    return 0
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse to write over what somebody may still want."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file, not a folder")
+    if overwrite:
+        return
+    if (folder / CHECKPOINT).exists():
+        state = checkpoint.load(folder / CHECKPOINT)
+        done, turns = state["done"], state["turns"]
+        if done < turns:
+            raise InputError(
+                f"{folder} holds a run that stopped after {done} of {turns} epochs: go on with "
+                "--resume, replace it with --overwrite, or give another --out"
+            )
+    for name in (CHECKPOINT, LOG, CURVES):
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder} holds a finished run ({name}): replace it with --overwrite, or give "
+                "another --out"
+            )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        raise InputError(f"--out {folder} cannot be made: {refused.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--out {folder} cannot be written to")
+
+
+def _memory(options: Options, features: int, classes: int) -> dict[str, Memory | None]:
+    made: dict[str, Memory | None] = {}
+    for method in options.method:
+        try:
+            made[method] = measured(options, method, features, classes)
+        except MeasurementError as failed:  # not worth the run that is already done
+            print(failed, file=sys.stderr)
+            made[method] = None
+    return made
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks to stop after the step under way; a second one does not wait."""
+    asked = False
+
+    def ask(*_: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
