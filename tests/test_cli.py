@@ -1,0 +1,134 @@
+"""The command line: one sentence and status 2 for what cannot be done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfa_kernels import cli, testing
+from dfa_kernels.training import InputError
+from dfa_kernels.training.options import Options, parse_hidden, parse_lr
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The sentence with which the command line refuses."""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as left:
+        status = left.code
+    printed = capsys.readouterr()
+    assert status == 2 and not printed.out
+    assert printed.err.count("\n") == 1 and printed.err.startswith("dfa-kernels")
+    return printed.err
+
+
+def test_info_names_every_backend(capsys) -> None:
+    assert cli.main(["info", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert torch.__version__ in printed and "device cpu" in printed
+    assert "backend reference: pure PyTorch" in printed and "chosen: " in printed
+
+
+def test_check_counts_what_passed(capsys, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        testing, "check_backend", lambda *args: asked.append(args) or ["one", "two"]
+    )
+    assert cli.main(["check", "--backend", "reference", "--device", "cpu"]) == 0
+    assert asked == [("reference", torch.device("cpu"))]
+    assert "'reference' on cpu: all 2 checks passed" in capsys.readouterr().out
+
+
+def test_check_fails_with_status_1(capsys, monkeypatch) -> None:
+    def fails(*_):
+        raise AssertionError("project: 3 of 12 elements are off")
+
+    monkeypatch.setattr(testing, "check_backend", fails)
+    assert cli.main(["check", "--device", "cpu"]) == 1
+    assert "FAILED: project: 3 of 12 elements are off" in capsys.readouterr().err
+
+
+def test_a_backend_named_by_the_environment_that_does_not_exist(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("DFA_KERNELS_BACKEND", "nonsense")
+    for arguments in (["info"], ["check"], ["train", "--out", "nowhere"]):
+        printed = cli.main(arguments), capsys.readouterr().err
+        assert printed[0] == 2 and "'nonsense'" in printed[1]
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "required: COMMAND"),
+        ("fly", "invalid choice: 'fly'"),
+        ("info --device nonsense", "--device 'nonsense' cannot be used"),
+        ("check --backend nonsense", "unknown backend 'nonsense': registered are"),
+        ("train --data mnist", "--data 'mnist' is unknown: known are digits, fashion-mnist"),
+        ("train --data fashion-mnist", "needs --root DIR"),
+        ("train --data fashion-mnist --root nowhere", "--root nowhere is not a folder"),
+        ("train --method dfa magic", "--method 'magic' is unknown: known are dfa, bp, shallow"),
+        ("train --hidden 256y2", "--hidden '256y2' is not a list of widths"),
+        ("train --hidden 0x2", "--hidden '0x2'"),
+        ("train --activation step", "--activation 'step' is unknown"),
+        ("train --optimizer lion", "--optimizer 'lion' is unknown: known are adamw, sgd"),
+        ("train --lr fast", "--lr 'fast' is not a learning rate"),
+        ("train --lr -1", "--lr of dfa must be finite and above 0, got -1"),
+        ("train --lr nan", "got nan"),
+        ("train --lr 1 2", "two rates"),
+        ("train --method bp --lr dfa=1", "--lr 'dfa' is unknown: known are bp"),
+        ("train --epochs 0", "--epochs must be at least 1, got 0"),
+        ("train --epochs many", "invalid int value: 'many'"),
+        ("train --batch 0", "--batch must be at least 1, got 0"),
+        ("train --seeds 0", "--seeds must be at least 1, got 0"),
+        ("train --seed -1", "--seed must be in"),
+        ("train --distribution cauchy", "known are rademacher, uniform, normal"),
+        ("train --dtype int8", "--dtype 'int8' is unknown"),
+        ("train --device nonsense", "--device 'nonsense' cannot be used"),
+        ("train --device meta", "holds no numbers"),
+        ("train --resume", "checkpoint.pt does not exist: there is nothing to resume"),
+        ("train --resume --overwrite", "not allowed with argument"),
+        ("train --out file", "--out file is a file, not a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    capsys, monkeypatch, tmp_path: Path, arguments: str, message: str
+) -> None:
+    if arguments.startswith("train"):
+        for needed in ("matplotlib", "rich", "sklearn"):
+            pytest.importorskip(needed, reason="needs the extra: dfa_kernels[train]")
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert message in refused(capsys, *arguments.split())
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "sklearn" else object())
+    message = refused(capsys, "train")
+    assert 'scikit-learn: pip install "dfa_kernels[train]"' in message
+
+
+def test_the_command_line_needs_none_of_the_extras() -> None:
+    code = "import sys, dfa_kernels.cli as c; c.main(['info']); print(sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd(),
+        env={**__import__("os").environ, "PYTHONPATH": ":".join(filter(None, sys.path))},
+    )  # fmt: skip
+    modules = done.stdout.splitlines()[-1]
+    for extra in ("matplotlib", "rich", "sklearn"):
+        assert f"'{extra}'" not in modules
+
+
+def test_hidden_and_lr_are_read() -> None:
+    assert parse_hidden("1024x4") == (1024,) * 4
+    assert parse_hidden("512,256x2") == (512, 256, 256)
+    for text in ("", "x", "3x", "-3", "3x0", "1e3", "3,,4"):
+        with pytest.raises(InputError, match="--hidden"):
+            parse_hidden(text)
+    assert parse_lr(["1e-3", "bp=3e-4"]) == {"": 1e-3, "bp": 3e-4}
+    options = Options.resolve({"lr": parse_lr(["1e-2", "bp=3e-4"]), "method": ["bp", "dfa"]})
+    assert options.lr == {"dfa": 1e-2, "bp": 3e-4} and options.method == ("dfa", "bp")
