@@ -414,7 +414,9 @@ def _resolve(
     given = [points] if isinstance(points, (str, nn.Module)) else list(points)
     chosen: set[str] = set()
     for point in given:
-        if isinstance(point, nn.Module) and not isinstance(point, nn.ModuleList):
+        if isinstance(point, nn.ModuleList):
+            chosen.update([_resolve_one(names, inside) for inside in point])
+        elif isinstance(point, nn.Module):
             chosen.add(_resolve_one(names, point))
         elif isinstance(point, str):
             matched = [

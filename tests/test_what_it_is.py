@@ -1,35 +1,16 @@
 """Hidden layers learn from the projected error, and from nothing else."""
 
+from itertools import pairwise
+
 import definition
 import pytest
 import torch
 from definition import assert_gradients, dfa_gradients, stack
+from models import ACTIVATIONS, WIDTHS, mlp, wrap
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dfa_kernels as dfa
-
-WIDTHS = (5, 7, 13, 11, 3)
-NAMES = ("relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu")
-MODULES = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU("tanh"),
-    "silu": nn.SiLU,
-}
-
-
-def mlp(widths=WIDTHS, activation="tanh", bias=True):
-    layers = []
-    for before, after in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(before, after, bias=bias), MODULES[activation]()]
-    return nn.Sequential(*layers[:-1])
-
-
-def wrap(model, fused, **options):
-    return dfa.DFA(dfa.fuse(model) if fused else model, **options)
 
 
 def matrices(widths, **options):
@@ -40,7 +21,7 @@ both = pytest.mark.parametrize("fused", [True, False], ids=["fused", "opaque"])
 
 
 @both
-@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_the_definition(fused, activation, bias):
     model = mlp(activation=activation, bias=bias)
@@ -162,10 +143,10 @@ def test_no_transposed_weight_below_the_error_point(fused):
     rows, widths = 19, (23, 29, 31, 37, 5)
     net = wrap(mlp(widths), fused)
     projection = 2 * rows * 5 * 37  # as wide as the widest point
-    weights = sum(2 * rows * a * b for a, b in zip(widths, widths[1:], strict=False))
+    weights = sum(2 * rows * a * b for a, b in pairwise(widths))
     counted = backward_flops(net, torch.randn(rows, 23), torch.randn(rows, 5))
     assert counted == projection + weights
-    transposed = sum(2 * rows * a * b for a, b in zip(widths[1:], widths[2:], strict=False))
+    transposed = sum(2 * rows * a * b for a, b in pairwise(widths[1:]))
     net.method = "bp"
     counted = backward_flops(net, torch.randn(rows, 23), torch.randn(rows, 5))
     assert counted == weights + transposed

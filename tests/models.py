@@ -1,0 +1,55 @@
+"""The small models that the tests train."""
+
+from itertools import pairwise
+
+from torch import nn
+
+import dfa_kernels as dfa
+
+WIDTHS = (5, 7, 13, 11, 3)
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU("tanh"),
+    "silu": nn.SiLU,
+}
+
+
+def mlp(widths=WIDTHS, activation="tanh", bias=True):
+    layers = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after, bias=bias), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def wrap(model, fused, **options):
+    return dfa.DFA(dfa.fuse(model) if fused else model, **options)
+
+
+class Residual(nn.Module):
+    """x + W₂·tanh(W₁·x): a block that backpropagates inside itself."""
+
+    def __init__(self, width, inner=None):
+        super().__init__()
+        self.up = nn.Linear(width, inner or 2 * width)
+        self.act = nn.Tanh()
+        self.down = nn.Linear(inner or 2 * width, width)
+
+    def forward(self, x):
+        return x + self.down(self.act(self.up(x)))
+
+
+class Classifier(nn.Module):
+    """Not a Sequential: embedding, fused layers, a fused head."""
+
+    def __init__(self, outputs=3):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 5)
+        self.first = dfa.Linear(5, 7, activation="tanh")
+        self.second = dfa.Linear(7, 6, activation="relu")
+        self.head = dfa.Linear(6, outputs)
+
+    def forward(self, ids):
+        return self.head(self.second(self.first(self.embedding(ids))))
