@@ -129,3 +129,11 @@ def assert_gradients(module, wanted, rtol=1e-5, atol=1e-6):
         torch.testing.assert_close(m.weight.grad.double(), weight, rtol=rtol, atol=atol)
         if m.bias is not None:
             torch.testing.assert_close(m.bias.grad.double(), bias, rtol=rtol, atol=atol)
+
+
+def by_hand(model, x, error, scale=None):
+    """dW, db of the tanh network of `mlp`."""
+    widths = [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    bs = [matrix(widths[-1], d) for d in widths[:-1]]
+    scale = scale or default_scale(max(widths[:-1]))
+    return dfa_gradients(stack(model), x, error, bs, scale)

@@ -1,7 +1,9 @@
-"""The small models that the tests train."""
+"""The small models that the tests train, and what training them once leaves behind."""
 
 from itertools import pairwise
 
+import pytest
+import torch
 from torch import nn
 
 import dfa_kernels as dfa
@@ -15,6 +17,9 @@ ACTIVATIONS = {
     "gelu_tanh": lambda: nn.GELU("tanh"),
     "silu": nn.SiLU,
 }
+
+
+both = pytest.mark.parametrize("fused", [True, False], ids=["fused", "opaque"])
 
 
 def mlp(widths=WIDTHS, activation="tanh", bias=True):
@@ -53,3 +58,21 @@ class Classifier(nn.Module):
 
     def forward(self, ids):
         return self.head(self.second(self.first(self.embedding(ids))))
+
+
+def gradients(module):
+    return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
+
+def trained_once(net, x, error):
+    net.zero_grad()
+    net(x).backward(error)
+    return gradients(net)
+
+
+def assert_same(ours, wanted, **tolerance):
+    assert len(ours) == len(wanted)
+    for a, b in zip(ours, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, **tolerance)

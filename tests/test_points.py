@@ -27,7 +27,7 @@ def captured(*parts, **options):
     return dfa.DFA(model, points=places, **options), places
 
 
-# Choosing -----------------------------------------------------------------------------------
+# Choosing -------------------------------------------------------------------------------------
 
 
 class Encoder(nn.Module):
@@ -95,7 +95,7 @@ def test_only_what_is_named_is_cut():
         torch.testing.assert_close(net.module[layer].weight.grad, wanted, rtol=1e-5, atol=1e-6)
 
 
-# What arrives -------------------------------------------------------------------------------
+# What arrives ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_streams_do_not_depend_on_what_is_frozen():
     assert torch.equal(*gradients)
 
 
-# The error point ----------------------------------------------------------------------------
+# The error point ------------------------------------------------------------------------------
 
 
 class Vocabulary(nn.Module):

@@ -6,7 +6,7 @@ import definition
 import pytest
 import torch
 from definition import assert_gradients, dfa_gradients, stack
-from models import ACTIVATIONS, WIDTHS, mlp, wrap
+from models import ACTIVATIONS, WIDTHS, both, mlp, wrap
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,9 +15,6 @@ import dfa_kernels as dfa
 
 def matrices(widths, **options):
     return [definition.matrix(widths[-1], d, **options) for d in widths[1:-1]]
-
-
-both = pytest.mark.parametrize("fused", [True, False], ids=["fused", "opaque"])
 
 
 @both
@@ -127,7 +124,7 @@ def test_shallow_and_bp_are_what_they_say(fused):
     torch.testing.assert_close(bias.grad, truth[-1])
 
 
-# Arithmetic ---------------------------------------------------------------------------------
+# Arithmetic -----------------------------------------------------------------------------------
 
 
 def backward_flops(net, x, error):
@@ -175,7 +172,7 @@ def test_hidden_outputs_carry_no_graph():
     assert leaves == {"AccumulateGrad"}  # one node, and the parameters
 
 
-# Learning -----------------------------------------------------------------------------------
+# Learning -------------------------------------------------------------------------------------
 
 
 @both
