@@ -119,9 +119,9 @@ class ErrorNode(torch.autograd.Function):
 
 
 class DeferringNode(torch.autograd.Function):
-    """`ErrorNode` for a fused update: ``apply(plan, matrix, output, ledger, parameters, chain,
-    *points) -> output``. One `Record` goes to the ledger instead of a gradient to each of the
-    ``parameters``, which are a list and so no inputs of the node.
+    """`ErrorNode` for a fused update: ``apply(plan, matrix, output, ledger, pending, parameters,
+    chain, *points) -> output``. One `Record` goes to the ledger instead of a gradient to each of
+    the ``parameters``, which are a list and so no inputs of the node.
     """
 
     @staticmethod
@@ -131,13 +131,14 @@ class DeferringNode(torch.autograd.Function):
         matrix: Tensor | None,
         output: Tensor,
         ledger: Tensor,
+        pending: dict[int, PendingGradient],
         parameters: list[Tensor],
         chain: list[Tensor],
         *points: Tensor,
     ) -> Tensor:
         ctx.plan = plan
         ctx.points = [(p.shape, p.dtype) for p in points]
-        ctx.ledger, ctx.parameters = ledger, parameters
+        ctx.ledger, ctx.pending, ctx.parameters = ledger, pending, parameters
         ctx.save_for_backward(matrix, output if plan.keeps_output else None, *chain)
         return output.view_as(output)
 
@@ -149,12 +150,13 @@ class DeferringNode(torch.autograd.Function):
         flat = error.reshape(plan.error_rows, plan.error_width)
         feedback = plan.feedback(matrix)
         records = _records(plan, output, kept)
-        record = _deferred(plan, feedback, flat, records, ctx.ledger, ctx.parameters)
+        record = _deferred(ctx, plan, feedback, flat, records)
         return (
             None,
             None,
             error if ctx.needs_input_grad[2] else None,
             Records.of(ctx.ledger, (record,)),
+            None,
             None,
             None,
             *_projections(ctx, plan, feedback, flat),
@@ -242,15 +244,11 @@ def _parameters(
 
 
 def _deferred(
-    plan: Plan,
-    feedback: Feedback,
-    error: Tensor,
-    records: list[Layer],
-    ledger: Tensor,
-    parameters: list[Tensor],
+    ctx: Any, plan: Plan, feedback: Feedback, error: Tensor, records: list[Layer]
 ) -> Record:
-    """The record of this backward pass. A parameter whose `.grad` somebody dropped, or replaced,
-    counts records from here on."""
+    """The record of this backward pass. A parameter whose `.grad` is none, or somebody else's,
+    counts records from here on; `.grad` then says that it is pending."""
+    ledger, pending, parameters = ctx.ledger, ctx.pending, ctx.parameters
     if all(p.grad is None for p in parameters):
         ledger.grad = None
     held = 0 if ledger.grad is None else len(ledger.grad.records)
@@ -260,8 +258,13 @@ def _deferred(
         bias = None if layer.bias < 0 else parameters[layer.bias]
         layers.append(Recorded(layer.name, weight, bias, record))
         for p in (weight, bias):
-            if p is not None and type(p.grad) is not PendingGradient:
-                p.grad = PendingGradient.of(p, layer.name, held, p.grad)
+            if p is None or type(gradient := p.grad) is PendingGradient:
+                continue
+            made = pending.get(id(p))
+            if made is None:
+                made = pending[id(p)] = PendingGradient.of(p, layer.name)
+            made.start, made.dense = held, gradient
+            p.grad = made
     return Record(feedback, error, plan.scale, layers)
 
 

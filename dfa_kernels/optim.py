@@ -46,16 +46,13 @@ class FusedUpdate(torch.optim.Optimizer):
         self.update = update
         self._claimed = {id(p) for group in self.param_groups for p in group["params"]}
         self._fresh: set[int] = set()
-        fused = {}
+        fused = set()
         for net in nets:
             net.claim(self)
-            for layer, name in net.fused_layers().items():
-                fused.update({p: name for p in layer.parameters() if id(p) in self._claimed})
+            fused.update(p for layer in net.fused_layers() for p in layer.parameters())
         if update == "step":
             self._ledger = torch.zeros((), requires_grad=True)
-            for p, name in fused.items():
-                if p.grad is None and p.requires_grad:
-                    p.grad = PendingGradient.of(p, name)
+            self._pending: dict[int, PendingGradient] = {}
             return
         # What the node needs of each fused parameter, made beforehand so that a traced forward
         # pass only reads it; and where in the step we are.
@@ -109,17 +106,12 @@ class FusedUpdate(torch.optim.Optimizer):
         """As in torch; the records of the fused layers are freed either way."""
         if self.update == "step":
             self._ledger.grad = None
-        dense = False
         for group in self.param_groups:
             for p in group["params"]:
-                gradient = p.grad
-                if type(gradient) is PendingGradient:
-                    gradient.start, gradient.dense = 0, None
-                elif gradient is not None:
-                    dense = True
-        if dense:
-            with _HiddenPending(self):
-                super().zero_grad(set_to_none)
+                if set_to_none or type(p.grad) is PendingGradient:
+                    p.grad = None
+        if not set_to_none:
+            super().zero_grad(set_to_none)
 
     def _step_records(self) -> None:
         """One grouped call for the ledger's records; the sums that it cannot express become
@@ -187,8 +179,9 @@ class FusedUpdate(torch.optim.Optimizer):
                 return False
         return bool(parameters)
 
-    def ledger(self) -> Tensor:
-        """Where the node of an eager forward pass leaves its record.
+    def ledger(self) -> tuple[Tensor, dict[int, PendingGradient]]:
+        """Where the node of an eager forward pass leaves its record, and the pending gradients
+        that stand for it, by the parameters' ids.
 
         Raises:
             RuntimeError: under torch.compile or DistributedDataParallel.
@@ -199,7 +192,7 @@ class FusedUpdate(torch.optim.Optimizer):
                 'backward cannot: construct it with update="backward", or use torch.optim'
             )
         _check_alone(type(self).__name__)
-        return self._ledger
+        return self._ledger, self._pending
 
     def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
         """What the node of a forward pass needs to update ``parameters`` in its backward.

@@ -92,11 +92,9 @@ class PendingGradient(_Unmade):
     dense: Tensor | None
 
     @classmethod
-    def of(
-        cls, parameter: Tensor, name: str, start: int = 0, dense: Tensor | None = None
-    ) -> PendingGradient:
+    def of(cls, parameter: Tensor, layer: str) -> PendingGradient:
         made = cls.like(parameter)
-        made.layer, made.start, made.dense = name, start, dense
+        made.layer, made.start, made.dense = layer, 0, None
         return made
 
     def __repr__(self, **_: Any) -> str:

@@ -221,8 +221,8 @@ class Recording:
         outputs = [p.output for p in self.points]
         matrix, optimizer = owner.feedback_matrix, owner.optimizer_of(parameters)
         if optimizer is not None and optimizer.update == "step":
-            ledger = optimizer.ledger()
-            made = DeferringNode.apply(plan, matrix, output, ledger, parameters, chain, *outputs)
+            left = optimizer.ledger()
+            made = DeferringNode.apply(plan, matrix, output, *left, parameters, chain, *outputs)
         else:
             rest: list[Tensor] = []
             if optimizer is not None:
