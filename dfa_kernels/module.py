@@ -106,8 +106,9 @@ class Linear(nn.Linear):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-            input = input.to(torch.get_autocast_dtype(input.device.type))
+        device = input.device.type
+        if device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+            input = input.to(torch.get_autocast_dtype(device))
         cut_bias = None if bias is None else bias.detach()
         saved = F.linear(input, weight.detach(), cut_bias)
         f = activations.ACTIVATIONS[self._code]
