@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -138,9 +139,12 @@ def shown(value: Any) -> str:
     """An option's value as a person would type it."""
     if isinstance(value, Mapping):
         return " ".join(f"{k}={v:g}" for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return (" " if value and isinstance(value[0], str) else ",").join(map(str, value))
-    return str(value)
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    if value and isinstance(value[0], str):
+        return " ".join(value)
+    runs = [(width, len(list(same))) for width, same in groupby(value)]
+    return ",".join(str(width) if n == 1 else f"{width}x{n}" for width, n in runs)
 
 
 def parse_hidden(text: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from dfa_kernels.training.report import accuracy, title
 
@@ -78,6 +78,9 @@ def _loss(axis: Axes, methods: Mapping[str, Any]) -> None:
     for method, measured in methods.items():
         _band(axis, _curves(measured, "train_loss"), _COLOURS[method], method)
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _alignment(axis: Axes, measured: Mapping[str, Any]) -> None:
