@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,18 @@ def test_every_method_sees_the_same_minibatches_and_each_epoch_others(
     assert not torch.equal(first, second)
     for epoch in (first, second):  # each a permutation of the training set
         assert torch.equal(epoch.sort(0).values, tiny(0).train_x.sort(0).values)
+
+
+def test_compiled_networks_learn_what_the_others_learn(tmp_path: Path, monkeypatch) -> None:
+    """The tracing is what is ours to get right: a backend that generates no code tells."""
+    compiler = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compiler)
+    given = {"seeds": 1, "epochs": 1, "dtype": "float64", "fused": False}
+    plain, compiled = begun(tmp_path, **given), begun(tmp_path, compile=True, **given)
+    plain.run()
+    compiled.run()
+    for name, weight in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], weight, msg=name)
 
 
 def test_methods_alternate_epoch_by_epoch(tmp_path: Path) -> None:
