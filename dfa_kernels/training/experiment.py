@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dfa_kernels import backends
 from dfa_kernels.alignment import alignment
+from dfa_kernels.backends.reference import Reference
 from dfa_kernels.training import checkpoint
 from dfa_kernels.training.datasets import Split
 from dfa_kernels.training.model import Learner
@@ -121,7 +122,7 @@ class Experiment:
                 self._save()
 
     def _begin(self, seed: int) -> None:
-        backends.get("reference").matrices.clear()
+        cast(Reference, backends.get("reference")).matrices.clear()
         options = self.options
         self._split = self._load(seed).to(options.device, DTYPES[options.dtype])
         sizes = self._split.features, self._split.classes

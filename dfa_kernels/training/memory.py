@@ -14,12 +14,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from dfa_kernels import backends
+from dfa_kernels.backends.reference import Reference
 from dfa_kernels.training.model import Learner
 from dfa_kernels.training.options import DTYPES, Options
 
@@ -73,7 +74,7 @@ def measure(options: Options, method: str, features: int, classes: int) -> Memor
     device = torch.device(options.device)
     toy = replace(options, hidden=(8,), compile=False)
     _train(Learner(toy, method, 0, 4, 2), *_batch(toy, 4, 2))
-    matrices = backends.get("reference").matrices
+    matrices = cast(Reference, backends.get("reference")).matrices
     matrices.clear()
     batch = _batch(options, features, classes)
     before = _reset(device)

@@ -24,7 +24,7 @@ def mlp(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
     for i, (width, following) in enumerate(pairwise(sizes[:-1]), 1):
         layers[f"hidden{i}"] = nn.Linear(width, following)
         layers[f"activation{i}"] = ACTIVATIONS[activation]()
-    layers["output"] = nn.Linear(*sizes[-2:])
+    layers["output"] = nn.Linear(sizes[-2], sizes[-1])
     return nn.Sequential(layers)
 
 

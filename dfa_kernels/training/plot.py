@@ -18,7 +18,7 @@ from dfa_kernels.training.report import accuracy, title
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = {"dfa": "#0072B2", "bp": "#D55E00", "shallow": "#7F7F7F"}
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
