@@ -34,8 +34,13 @@ class PointPlan(NamedTuple):
     rows: int
 
 
+#: `LayerPlan.saved` of a head whose f′ is read from the error point's tensor; and of one without
+#: an activation, which needs nothing and is given the error itself.
+OUTPUT, NOTHING = -1, -2
+
+
 class LayerPlan(NamedTuple):
-    """A fused layer: positions among the node's chain and parameters (−1: none)."""
+    """A fused layer: positions among the node's chain and parameters (a bias of −1: none)."""
 
     name: str
     inputs: int
@@ -73,7 +78,7 @@ class Plan(NamedTuple):
     @property
     def keeps_output(self) -> bool:
         """Whether the head's f′ is read from the output itself."""
-        return bool(self.layers) and self.layers[-1].saved < 0
+        return any(layer.saved == OUTPUT for layer in self.layers)
 
     def feedback(self, matrix: Tensor | None) -> Feedback:
         if self.distribution == MATRIX:
@@ -107,7 +112,7 @@ class ErrorNode(torch.autograd.Function):
         matrix, output, *kept = _saved(ctx, plan)
         flat = error.reshape(plan.error_rows, plan.error_width)
         feedback = plan.feedback(matrix)
-        records = _records(plan, output, kept)
+        records = _records(plan, flat, output, kept)
         return (
             None,
             None,
@@ -149,7 +154,7 @@ class DeferringNode(torch.autograd.Function):
         matrix, output, *kept = _saved(ctx, plan)
         flat = error.reshape(plan.error_rows, plan.error_width)
         feedback = plan.feedback(matrix)
-        records = _records(plan, output, kept)
+        records = _records(plan, flat, output, kept)
         record = _deferred(ctx, plan, feedback, flat, records)
         return (
             None,
@@ -183,12 +188,14 @@ def _saved(ctx: Any, plan: Plan) -> tuple[Tensor | None, ...]:
         ) from freed
 
 
-def _records(plan: Plan, output: Tensor | None, kept: list[Tensor]) -> list[Layer]:
+def _records(
+    plan: Plan, error: Tensor, output: Tensor | None, kept: list[Tensor]
+) -> list[Layer]:
     """What each fused layer saw, as matrices."""
     records = []
     for layer in plan.layers:
         x = kept[layer.inputs]
-        h = output if layer.saved < 0 else kept[layer.saved]
+        h = kept[layer.saved] if layer.saved >= 0 else output if layer.saved == OUTPUT else error
         name = ACTIVATIONS[layer.activation].name
         records.append(Layer(_rows(x), _rows(h), name, layer.stream, layer.rows))
     return records

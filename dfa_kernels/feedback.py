@@ -20,8 +20,9 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-# Words generated at once: bounds the int64 scratch of a large B to about 100 MB.
-_WORDS_PER_CHUNK = 1 << 20
+# Entries made at once: each is 8 bytes before it is cast, so the scratch of a large B stays near
+# 10 MB.
+_ENTRIES_PER_CHUNK = 1 << 19
 
 
 def philox(key: tuple[int, int], counter: tuple[Tensor | int, ...]) -> tuple[Tensor, ...]:
@@ -168,7 +169,7 @@ class Feedback:
         key = (self.seed & _WORD, self.seed >> 32)
         blocks = torch.arange(-(-width // entries), device=device)
         matrix = torch.empty(error_width, width, dtype=dtype, device=device)
-        rows = max(1, _WORDS_PER_CHUNK // max(1, 4 * len(blocks)))
+        rows = max(1, _ENTRIES_PER_CHUNK // max(1, entries * len(blocks)))
         for start in range(0, error_width, rows):
             k = torch.arange(start, min(start + rows, error_width), device=device)
             words = torch.stack(philox(key, (blocks, k[:, None], stream, 0)), dim=-1)

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dfa_kernels.autograd import DeferringNode, ErrorNode, LayerPlan, Plan, PointPlan, tasks
+from dfa_kernels.activation import CODES
+from dfa_kernels.autograd import (
+    NOTHING,
+    OUTPUT,
+    DeferringNode,
+    ErrorNode,
+    LayerPlan,
+    Plan,
+    PointPlan,
+    tasks,
+)
 from dfa_kernels.backends.contract import HEAD
 
 if TYPE_CHECKING:
@@ -267,8 +277,11 @@ class Recording:
                 "update reads both: use the operation that returns a new tensor"
             )
         at = _index(chain, inputs)
-        kept = -1
-        if saved is not output:  # no other layer has returned it before: nothing to look for
+        if stream == HEAD and activation == CODES["identity"]:
+            kept = NOTHING
+        elif saved is output:
+            kept = OUTPUT
+        else:  # no other layer has returned it before: nothing to look for
             kept = len(chain)
             chain.append(saved)
         w = self._parameter_index(parameters, weight)

@@ -46,7 +46,7 @@ def test_a_block_does_not_depend_on_the_whole(distribution, seed, height, width,
 
 def test_tall_matrices_are_generated_in_pieces(monkeypatch):
     whole = Feedback(seed=5).matrix(77, 300)
-    monkeypatch.setattr("dfa_kernels.feedback._WORDS_PER_CHUNK", 30)
+    monkeypatch.setattr("dfa_kernels.feedback._ENTRIES_PER_CHUNK", 240)
     assert torch.equal(Feedback(seed=5).matrix(77, 300), whole)
 
 
