@@ -2,12 +2,13 @@
 
 All share the architecture (tanh MLP), the initial weights, the batch, the loss (cross-entropy) and
 the optimizer (SGD, momentum 0.9). The hand-written ones use no autograd and make no gradient
-tensors: between them lies what DFA itself is worth, and between them and ours what our module costs.
+tensors: between them lies what DFA itself is worth, and above them what our module costs.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Shape(NamedTuple):
         torch.manual_seed(0)
         sizes = [INPUT, *[self.width] * self.depth, self.outputs]
         layers: list[nn.Module] = []
-        for a, b in zip(sizes, sizes[1:]):
+        for a, b in itertools.pairwise(sizes):
             layers += [nn.Linear(a, b), nn.Tanh()]
         return nn.Sequential(*layers[:-1])
 
@@ -187,7 +188,7 @@ def biotorch(shape: Shape) -> Step:
     torch.manual_seed(0)
     sizes = [INPUT, *[shape.width] * shape.depth, shape.outputs]
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:]):
+    for a, b in itertools.pairwise(sizes):
         layers += [layers_of.Linear(a, b, output_dim=shape.outputs), nn.Tanh()]
     net = convert.BioModule(nn.Sequential(*layers[:-1]), mode="dfa", output_dim=shape.outputs)
     x, y = shape.data()

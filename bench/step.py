@@ -1,0 +1,135 @@
+"""How long a whole training step takes beside eager backpropagation: `python -m bench.step`.
+
+Every contestant of `bench.contestants` makes one step in every round, in an order that turns from
+round to round, in one process: what disturbs the machine disturbs all. A ratio is the median over
+rounds of a contestant's time by that of backpropagation in the same round, between its quartiles.
+Beside it: the flops of the matrix products in one step, counted by torch's FlopCounterMode, and
+the peak memory over the bare process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import environment, memory, step_report
+from bench.contestants import CONTESTANTS, Shape, Step
+
+SHAPES = (
+    Shape(128, 3, 256, 10),
+    Shape(512, 4, 1024, 10),
+    Shape(512, 8, 2048, 10),
+    Shape(64, 8, 512, 10),
+    Shape(256, 4, 1024, 10000),
+)
+WARM_UP = 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    shapes = [Shape(*map(int, s.split(","))) for s in options.shape] or list(SHAPES)
+    names = [n for n in CONTESTANTS if options.only is None or n in options.only]
+    if names[:1] != ["backpropagation"]:
+        names.insert(0, "backpropagation")
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"environment": environment.describe(), "shapes": []}
+    for shape in shapes:
+        print(f"{shape} …", file=sys.stderr, flush=True)
+        result["shapes"].append(measure(shape, names, options.seconds, options.threads))
+        (out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "step.md").write_text(step_report.markdown(result))
+    step_report.figure(result, out / "step.png")
+    print((out / "step.md").read_text())
+    return 0
+
+
+def measure(shape: Shape, names: list[str], seconds: float, threads: int) -> dict[str, Any]:
+    """One row for each contestant that is installed, and the reason for each that is not."""
+    steps: dict[str, Step] = {}
+    missing = {}
+    for name in names:
+        try:
+            steps[name] = CONTESTANTS[name](shape)
+        except ImportError as absent:
+            missing[name] = str(absent)
+    flops = {name: _flops(step) for name, step in steps.items() if "compiled" not in name}
+    times = _times(steps, seconds)
+    base = times["backpropagation"]
+    rows = {}
+    for name, own in times.items():
+        ratios = sorted(a / b for a, b in zip(own, base, strict=True))
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        compiled = "compiled" in name
+        rows[name] = {
+            "ms": statistics.median(own) * 1e3,
+            "ratio": middle,
+            "quartiles": [low, high],
+            "flops": flops.get(name),
+            "peak_bytes": None if compiled else memory.peak(name, shape, threads),
+        }
+    hand, ours = times.get("hand-written DFA"), times.get("dfa_kernels")
+    over = None
+    if hand and ours:
+        over = statistics.median(a / b for a, b in zip(ours, hand, strict=True))
+    return {
+        "shape": list(shape),
+        "rounds": len(base),
+        "rows": rows,
+        "missing": missing,
+        "ours_over_hand_written": over,
+    }
+
+
+def _times(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
+    """Seconds of every step in every round; at least 9 rounds, then as many as fit."""
+    for step in steps.values():
+        for _ in range(WARM_UP):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
+    end = time.perf_counter() + seconds
+    while len(times[order[0]]) < 9 or time.perf_counter() < end:
+        order.append(order.pop(0))
+        for name in order:
+            start = time.perf_counter()
+            steps[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _flops(step: Step) -> int:
+    """Of the matrix products of one step; those that accumulate in place are products too."""
+    with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _product(total: tuple, a: tuple[int, int], b: tuple[int, int], **_: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+_IN_PLACE = {torch.ops.aten.addmm_: _product}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.step", description=__doc__)
+    parser.add_argument("--shape", nargs="*", default=[], metavar="BATCH,DEPTH,WIDTH,OUTPUTS")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants, by their names")
+    parser.add_argument("--seconds", type=float, default=40, help="for each shape")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default="runs/bench", metavar="DIR")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
