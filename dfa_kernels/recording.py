@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 class _Active(threading.local):
-    recording: Recording | None = None
+    def __init__(self) -> None:
+        # In every thread's own dict from the start: torch.compile guards on its being there.
+        self.recording: Recording | None = None
 
 
 #: The forward pass under way in this thread.

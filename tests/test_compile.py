@@ -1,0 +1,186 @@
+"""torch.compile(fullgraph=True): no graph break, and plain eager's gradients."""
+
+import copy
+
+import pytest
+import torch
+from models import Classifier, Residual, assert_same, both, gradients, mlp, wrap
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import dfa_kernels as dfa
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def agree(net, inputs, backend="aot_eager", dynamic=None, **tolerance):
+    """The compiled module's outputs and gradients on every input against the eager copy's."""
+    eager = copy.deepcopy(net)
+    compiled = torch.compile(net, fullgraph=True, backend=backend, dynamic=dynamic)
+    for x in inputs:
+        net.zero_grad(), eager.zero_grad()
+        ours, wanted = compiled(x), eager(x)
+        torch.testing.assert_close(ours, wanted, **tolerance)
+        error = torch.randn_like(wanted)
+        ours.backward(error), wanted.backward(error)
+        assert any(p.grad is not None for p in net.parameters())
+        assert_same(gradients(net), gradients(eager), **tolerance)
+
+
+@both
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu"])
+def test_activations(fused, activation):
+    agree(wrap(mlp((5, 7, 6, 3), activation), fused), torch.randn(2, 4, 5))
+
+
+@both
+@pytest.mark.parametrize(
+    "feedback",
+    [
+        dfa.Feedback("uniform", shared=False),
+        dfa.Feedback("normal", seed=2**33),
+        dfa.Feedback.from_matrix(torch.linspace(-1, 1, 24).reshape(3, 8)),
+    ],
+    ids=["uniform", "normal", "matrix"],
+)
+def test_feedbacks(fused, feedback):
+    agree(wrap(mlp((5, 7, 6, 3)), fused, feedback=feedback), torch.randn(1, 4, 5))
+
+
+@both
+@pytest.mark.parametrize("method", dfa.module.METHODS)
+def test_methods(fused, method):
+    agree(wrap(mlp((5, 7, 6, 3)), fused, method=method), torch.randn(1, 4, 5))
+
+
+@both
+def test_a_switched_method_is_compiled_again(fused):
+    net = wrap(mlp((5, 7, 3)), fused)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    made = {}
+    for method in ("dfa", "bp", "dfa"):
+        net.method = method
+        net.zero_grad()
+        compiled(x).backward(error)
+        made.setdefault(method, []).append(gradients(net))
+    assert_same(*made["dfa"], rtol=0, atol=0)
+    assert not torch.allclose(made["dfa"][0][0], made["bp"][0][0])
+
+
+def tied():
+    layer = nn.Linear(6, 6)
+    return dfa.fuse(nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(6, 3)))
+
+
+class Body(nn.Module):
+    """An error point inside the model, and a skip past a fused layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = dfa.Linear(6, 6, activation="tanh")
+        self.body = dfa.Linear(6, 4)
+        self.decoder = nn.Linear(4, 9)
+
+    def forward(self, x):
+        return self.decoder(self.body(x + self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "options"),
+    [
+        (tied, (4, 6), {}),
+        (lambda: nn.Sequential(Residual(6), Residual(6), nn.Linear(6, 3)), (4, 6), {}),
+        (
+            lambda: nn.Sequential(Residual(6), Residual(6), nn.Linear(6, 3)),
+            (2, 4, 6),
+            {"points": ["0", "1"]},
+        ),
+        (Body, (4, 6), {"error_at": "body"}),
+        (
+            lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), dfa.Linear(12, 5)),
+            (2, 2, 4, 4),
+            {},
+        ),
+        (
+            lambda: nn.Sequential(
+                dfa.Linear(6, 7, activation="relu"), nn.LayerNorm(7), dfa.Linear(7, 3)
+            ),
+            (4, 6),
+            {},
+        ),
+    ],
+    ids=["tied", "residual", "blocks", "error_at", "convolution", "norm"],
+)
+def test_models(model, shape, options):
+    agree(dfa.DFA(model(), **options), [torch.randn(shape)])
+
+
+def test_an_embedding_and_frozen_layers():
+    net = dfa.DFA(Classifier())
+    net.module.second.requires_grad_(False)
+    agree(net, [torch.randint(0, 11, (6,))])
+
+
+@both
+def test_dynamic_batches(fused):
+    """One graph for every batch size."""
+    counter = CompileCounterWithBackend("aot_eager")
+    net = wrap(mlp((5, 7, 6, 3)), fused)
+    compiled = torch.compile(net, fullgraph=True, backend=counter, dynamic=True)
+    compiled(torch.randn(4, 5)).sum().backward()
+    once = counter.frame_count
+    for rows in (7, 64, 9):
+        x, error = torch.randn(rows, 5), torch.randn(rows, 3)
+        made = []
+        for run in (net, compiled):
+            net.zero_grad()
+            run(x).backward(error)
+            made.append(gradients(net))
+        assert_same(*made)
+    assert counter.frame_count == once
+
+
+@both
+def test_autocast(fused):
+    net = wrap(mlp((5, 7, 6, 3)), fused)
+    with torch.autocast("cpu", torch.bfloat16):
+        agree(net, torch.randn(1, 4, 5), rtol=0.02, atol=0.02)
+
+
+def test_eval_under_no_grad():
+    net = dfa.DFA(dfa.fuse(mlp()))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), net(x))
+
+
+@both
+def test_several_passes_before_one_backward(fused):
+    net = wrap(mlp((5, 7, 3)), fused)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x, error = torch.randn(2, 4, 5), torch.randn(2, 4, 3)
+    made = []
+    for run in (net, compiled):
+        net.zero_grad()
+        one, two = run(x[0]), run(x[1])
+        torch.autograd.backward([one, two], list(error))
+        made.append(gradients(net))
+    assert_same(*made)
+
+
+@both
+def test_inductor(fused):
+    agree(wrap(mlp((5, 7, 6, 3)), fused), torch.randn(2, 4, 5), backend="inductor")
+
+
+def test_a_refusal_is_still_one_sentence():
+    net = torch.compile(dfa.DFA(dfa.fuse(mlp())), backend="aot_eager")
+    with pytest.raises(Exception, match=r"Linear\(5, 7\).*whose last dimension should be 5"):
+        net(torch.randn(4, 6))
