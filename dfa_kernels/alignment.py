@@ -78,6 +78,8 @@ def _cosine(true: Tensor | None, projected: Tensor) -> Cosine:
     a, b = true.reshape(projected.shape).double(), projected.double()
     a, b = a / a.abs().amax().clamp_min(1e-300), b / b.abs().amax().clamp_min(1e-300)
     directed = (a.norm(dim=1) > 0) & (b.norm(dim=1) > 0)
+    if not directed.any():
+        return Cosine(float("nan"), float("nan"))
     cosine = F.cosine_similarity(a[directed], b[directed], dim=1, eps=0)
     return Cosine(cosine.mean().item(), cosine.std(correction=0).item())
 

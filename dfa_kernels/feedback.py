@@ -1,4 +1,4 @@
-"""What the feedback matrix B is: a seed, a distribution and a scale (Launay et al. 2020, section 2).
+"""What the feedback matrix B is: a seed, a distribution and a scale (Launay et al. 2020, sec. 2).
 
 An entry of B is a pure function of (seed, stream, k, j), with k the error index (row) and j the
 feature index (column), so B is the same matrix on every device, in every precision and after
@@ -65,18 +65,20 @@ class Distribution(NamedTuple):
     """How four Philox words become entries of B.
 
     ``entries``: consecutive columns that one call fills; ``variance``: of an entry; ``expand``:
-    words (…, 4) → values, whose trailing dimensions flatten to those columns in order.
+    words (…, 4) → values, whose trailing dimensions flatten to those columns in order;
+    ``storage``: the smallest dtype that holds every value exactly, if one is smaller than fp32.
     """
 
     entries: int
     variance: float
     expand: Callable[[Tensor], Tensor]
+    storage: torch.dtype | None = None
 
 
 #: The one list of distributions. A kernel gets each from one function of the same name.
 DISTRIBUTIONS = {
-    "rademacher": Distribution(128, 1.0, _rademacher),
-    "uniform": Distribution(16, 1 / 3, _uniform),
+    "rademacher": Distribution(128, 1.0, _rademacher, torch.int8),
+    "uniform": Distribution(16, 1 / 3, _uniform, torch.bfloat16),
     "normal": Distribution(4, 1.0, _normal),
 }
 
@@ -124,7 +126,7 @@ class Feedback:
 
     @classmethod
     def from_matrix(cls, matrix: Tensor, *, scale: float | None = None) -> Feedback:
-        """Feedback through a matrix (E, D_max) of your own, taken as it is and shared by all points.
+        """Feedback through a matrix (E, D_max) of your own, taken as it is; all points share it.
 
         Raises:
             ValueError: not two-dimensional, or not of a real floating dtype.
@@ -165,7 +167,7 @@ class Feedback:
         if self.values is not None:
             self.check_shape(error_width, width, "a point")
             return self.values[:, :width].to(device=device, dtype=dtype)
-        entries, _, expand = DISTRIBUTIONS[self.distribution]
+        entries, _, expand, _ = DISTRIBUTIONS[self.distribution]
         key = (self.seed & _WORD, self.seed >> 32)
         blocks = torch.arange(-(-width // entries), device=device)
         matrix = torch.empty(error_width, width, dtype=dtype, device=device)

@@ -44,27 +44,51 @@ class FusedUpdate(torch.optim.Optimizer):
 
     def _claim(self, nets: tuple[DFA, ...], update: str) -> None:
         self.update = update
-        self._claimed = {id(p) for group in self.param_groups for p in group["params"]}
         self._fresh: set[int] = set()
-        fused = set()
-        for net in nets:
-            net.claim(self)
-            fused.update(p for layer in net.fused_layers() for p in layer.parameters())
-        if update == "step":
-            self._ledger = torch.zeros((), requires_grad=True)
-            self._pending: dict[int, PendingGradient] = {}
-            return
-        # What the node needs of each fused parameter, made beforehand so that a traced forward
-        # pass only reads it; and where in the step we are.
+        self._fused = {
+            p for net in nets for layer in net.fused_layers() for p in layer.parameters()
+        }
+        # update="step": where records go, and the `.grad` of each fused parameter.
+        self._ledger = torch.zeros((), requires_grad=True)
+        self._pending: dict[int, PendingGradient] = {}
+        # update="backward": where in the step we are.
         self._handle = ops.provide_hyper(self)
-        self._slots = [
-            (p, group, self._states(p, group))
-            for group in self.param_groups
-            for p in group["params"]
-            if p in fused
-        ]
         self._awaiting = False
         self._applied: list[Tensor] = []
+        self._prepare()
+        for net in nets:
+            net.claim(self)
+
+    def _prepare(self) -> None:
+        """What a forward pass asks: which parameters are ours; and with update="backward" what the
+        node needs of each, made beforehand so that a traced forward pass only reads it."""
+        self._claimed = {id(p) for group in self.param_groups for p in group["params"]}
+        self._slots = []
+        if self.update == "backward":
+            self._slots = [
+                (p, group, self._states(p, group))
+                for group in self.param_groups
+                for p in group["params"]
+                if p in self._fused
+            ]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch; a state_dict of the torch.optim optimizer fits too."""
+        super().load_state_dict(state_dict)
+        self._fresh.clear()
+        self._prepare()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch."""
+        super().add_param_group(param_group)
+        if hasattr(self, "update"):  # torch adds the first groups while it is constructed
+            self._prepare()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"a {type(self).__name__} belongs to its DFA module and cannot be copied or pickled: "
+            "save its state_dict()"
+        )
 
     # What a rule defines -------------------------------------------------------------------
 

@@ -236,6 +236,19 @@ def test_the_reference_keeps_the_widest_matrix_and_counts_its_bytes():
     assert reference.matrices.bytes() == 0
 
 
+@pytest.mark.parametrize("distribution", ["rademacher", "uniform", "normal"])
+def test_a_large_matrix_is_kept_small_and_gives_the_same_product(distribution, monkeypatch):
+    error, feedback = torch.randn(7, 301), Feedback(distribution)
+    point = Point(17, 0, 1, torch.float32)
+    (whole,) = Reference().project(error, feedback, 0.3, [point])
+    monkeypatch.setattr("dfa_kernels.backends.reference._SLAB", 17 * 4 * 100)
+    reference = Reference()
+    (sliced,) = reference.project(error, feedback, 0.3, [point])
+    held = {"rademacher": 1, "uniform": 2, "normal": 4}[distribution]
+    assert reference.matrices.bytes() == 301 * 17 * held
+    torch.testing.assert_close(sliced, whole, rtol=1e-5, atol=1e-5)
+
+
 def test_importing_the_package_needs_torch_alone():
     """Neither numpy nor any extra, and no compiler: torch's own are imported on demand."""
     code = (

@@ -1,5 +1,7 @@
 """What fused updates cannot do is refused in one sentence, before anything has changed."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,10 +111,10 @@ def test_state_left_on_another_device():
 
 
 def test_a_copy_belongs_to_no_optimizer():
-    import copy
-
     net, optimizer, _ = after_backward()
     optimizer.zero_grad()
+    with pytest.raises(TypeError, match="cannot be copied or pickled: save its state_dict"):
+        copy.deepcopy(optimizer)
     twin = copy.deepcopy(net)
     ((x, y),) = batches(1)
     F.cross_entropy(twin(x), y).backward()

@@ -71,7 +71,7 @@ def get(name: str) -> Backend:
     return _lookup(name)
 
 
-class use:
+class use:  # noqa: N801 (called like a function)
     """Run every operation on the named backend from now on, or inside a ``with`` block.
 
     ``None`` goes back to the automatic choice.
