@@ -81,7 +81,8 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         # FSDP2 swaps parameters: these are the ones that this forward pass sees.
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        weight: Tensor = self._parameters["weight"]  # type: ignore[assignment]
+        bias = self._parameters["bias"]
         if (
             input.dim() == 0
             or input.size(-1) != self.in_features
@@ -91,12 +92,15 @@ class Linear(nn.Linear):
             raise self._unfit(input)
         recording = active.recording or Replay.of_layer(self)
         name = None if recording is None else recording.owner.name_of(self)
-        if name is not None and recording.fuses(input, weight, bias):
+        if recording is None or name is None:
+            return self._plain(input, weight, bias)
+        if recording.fuses(input, weight, bias):
             return self._fused(recording, name, input, weight, bias)
-        output = activations.differentiable(self.activation)(F.linear(input, weight, bias))
-        if name is None or recording.owner.cuts(name):
-            return output
-        return recording.point(name, output)
+        output = self._plain(input, weight, bias)
+        return output if recording.owner.cuts(name) else recording.point(name, output)
+
+    def _plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return activations.differentiable(self.activation)(F.linear(input, weight, bias))
 
     def _fused(
         self,
@@ -319,7 +323,7 @@ class DFA(nn.Module):
             self._cuts[name] = module, handle.id
         hooks, key = module._forward_hooks, self._cuts[name][1]
         if next(reversed(hooks)) != key:
-            hooks.move_to_end(key)
+            hooks[key] = hooks.pop(key)
 
     def _keep_cuts_last(self) -> None:
         for layer, name in self._fused.items():
@@ -456,6 +460,6 @@ def _last_of_sequential(model: nn.Module, prefix: str = "") -> str | None:
     if not _is_chain(model) or not model._modules:
         return None
     name, last = list(model._modules.items())[-1]
-    if _is_chain(last):
+    if last is not None and _is_chain(last):
         return _last_of_sequential(last, f"{prefix}{name}.")
     return prefix + name

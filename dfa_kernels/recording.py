@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -326,7 +326,8 @@ class Replay(Recording):
     def of_layer(layer: Linear) -> Replay | None:
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0:
             return None
-        here = [replay for owner in list(tasks) if (replay := Replay.of(owner))]
+        owners: list[Any] = list(tasks)
+        here = [replay for owner in owners if (replay := Replay.of(owner))]
         return next((replay for replay in here if replay.owner.name_of(layer)), None)
 
     def point(self, name: str, output: Tensor) -> Tensor:

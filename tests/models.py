@@ -46,6 +46,19 @@ class Residual(nn.Module):
         return x + self.down(self.act(self.up(x)))
 
 
+class Branching(nn.Module):
+    """A skip past two points, two branches, and one layer in both of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (dfa.Linear(6, 6, activation="tanh") for _ in range(3))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        h = x + self.b(self.a(x))
+        return self.head(torch.cat([h + self.c(h), self.a(h)], -1))
+
+
 class Classifier(nn.Module):
     """Not a Sequential: embedding, fused layers, a fused head."""
 

@@ -6,7 +6,17 @@ import definition
 import pytest
 import torch
 from definition import by_hand
-from models import Classifier, Residual, assert_same, both, gradients, mlp, trained_once, wrap
+from models import (
+    Branching,
+    Classifier,
+    Residual,
+    assert_same,
+    both,
+    gradients,
+    mlp,
+    trained_once,
+    wrap,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -71,21 +81,8 @@ def test_a_norm_between_fused_layers_learns():
     assert_same(ours, gradients(model), rtol=1e-10, atol=1e-12)
 
 
-class Branching(nn.Module):
-    """A skip past two points, two branches, and one layer in both of them."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.a, self.b, self.c = (kind(6, 6) for _ in range(3))
-        self.head = nn.Linear(12, 3)
-
-    def forward(self, x):
-        h = x + self.b(self.a(x))
-        return self.head(torch.cat([h + self.c(h), self.a(h)], -1))
-
-
 def test_branches_and_skips():
-    model = Branching(lambda k, d: dfa.Linear(k, d, activation="tanh")).double()
+    model = Branching().double()
     x, error = torch.randn(5, 6).double(), torch.randn(5, 3).double()
     ours = trained_once(dfa.DFA(model), x, error)
     model.zero_grad()

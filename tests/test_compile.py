@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import Classifier, Residual, assert_same, both, gradients, mlp, wrap
+from models import Branching, Classifier, Residual, assert_same, both, gradients, mlp, wrap
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -95,6 +95,7 @@ class Body(nn.Module):
     ("model", "shape", "options"),
     [
         (tied, (4, 6), {}),
+        (Branching, (4, 6), {}),
         (lambda: nn.Sequential(Residual(6), Residual(6), nn.Linear(6, 3)), (4, 6), {}),
         (
             lambda: nn.Sequential(Residual(6), Residual(6), nn.Linear(6, 3)),
@@ -115,7 +116,7 @@ class Body(nn.Module):
             {},
         ),
     ],
-    ids=["tied", "residual", "blocks", "error_at", "convolution", "norm"],
+    ids=["tied", "branching", "residual", "blocks", "error_at", "convolution", "norm"],
 )
 def test_models(model, shape, options):
     agree(dfa.DFA(model(), **options), [torch.randn(shape)])
