@@ -188,9 +188,7 @@ def _saved(ctx: Any, plan: Plan) -> tuple[Tensor | None, ...]:
         ) from freed
 
 
-def _records(
-    plan: Plan, error: Tensor, output: Tensor | None, kept: list[Tensor]
-) -> list[Layer]:
+def _records(plan: Plan, error: Tensor, output: Any, kept: list[Any]) -> list[Layer]:
     """What each fused layer saw, as matrices."""
     records = []
     for layer in plan.layers:
@@ -228,7 +226,7 @@ def _parameters(
     feedback: Feedback,
     error: Tensor,
     records: list[Layer],
-    rest: list[Tensor],
+    rest: list[Any],
 ) -> list[Tensor | None]:
     """The gradient of every fused parameter; or none, and the update that it would have fed."""
     slots: list[Tensor | None] = [None] * plan.parameters

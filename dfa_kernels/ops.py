@@ -89,7 +89,10 @@ def _project(
     rows: list[int],
     dtypes: list[int],
 ) -> list[Tensor]:
-    points = [Point(*p, DTYPES[d]) for *p, d in zip(widths, streams, rows, dtypes, strict=True)]
+    points = [
+        Point(width, stream, k, DTYPES[dtype])
+        for width, stream, k, dtype in zip(widths, streams, rows, dtypes, strict=True)
+    ]
     run = backends.function("project", error.device)
     return run(error, _feedback(matrix, distribution, seed), scale, points)
 

@@ -23,15 +23,15 @@ from dfa_kernels.autograd import Plan
 from dfa_kernels.backends.contract import LayerUpdate, Update
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.module import DFA
-from dfa_kernels.pending import PendingGradient, Record, Recorded
+from dfa_kernels.pending import PendingGradient, Record, Recorded, Records
 
 UPDATES = ("step", "backward")
 
 
 class _Term(NamedTuple):
-    """A fused layer's part in one record: the ledger's ``index``-th."""
+    """A fused layer's part in one record: the ledger's ``number``-th."""
 
-    index: int
+    number: int
     record: Record
     entry: Recorded
 
@@ -141,7 +141,7 @@ class FusedUpdate(torch.optim.Optimizer):
         """One grouped call for the ledger's records; the sums that it cannot express become
         gradients after all."""
         held = self._ledger.grad
-        if held is None:
+        if not isinstance(held, Records):
             return
         gathered: dict[int, list[_Term]] = {}
         for index, record in enumerate(held.records):

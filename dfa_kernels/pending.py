@@ -44,7 +44,7 @@ class Record(NamedTuple):
 class _Unmade(torch.Tensor):
     """A tensor of a leaf's shape, without storage."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def like(cls, leaf: Tensor) -> Any:
@@ -64,11 +64,13 @@ class Records(_Unmade):
         made.records = records
         return made
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Records({len(self.records)})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         left = args[0]
         if func is _aten.detach.default:
             return left
@@ -97,14 +99,16 @@ class PendingGradient(_Unmade):
         made.layer, made.start, made.dense = layer, 0, None
         return made
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
             f"PendingGradient({self.layer!r}, shape={tuple(self.shape)}: never made, the update is "
             "fused)"
         )
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         left = args[0]
         if func is _aten.add_.Tensor and type(left) is cls and not isinstance(args[1], _Unmade):
             left.dense = args[1].clone() if left.dense is None else left.dense + args[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,27 +75,22 @@ def check_backend(
 
 def _checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
     for distribution in DISTRIBUTIONS:
-        yield f"stream {distribution}", lambda d=distribution: _stream(d, device)
+        yield f"stream {distribution}", partial(_stream, distribution, device)
     feedbacks = [Feedback(d, seed=2**40 + 7) for d in DISTRIBUTIONS]
     feedbacks += [Feedback(seed=3, shared=False), Feedback.from_matrix(_matrix(device))]
-    for (shape, dtype), feedback in itertools.product(
-        itertools.product(_SHAPES, _DTYPES), feedbacks
-    ):
+    cases = list(itertools.product(_SHAPES, _DTYPES))
+    for (shape, dtype), feedback in itertools.product(cases, feedbacks):
         label = f"{feedback.distribution} {_label(shape, dtype)} shared={feedback.shared}"
-        args = (feedback, shape, dtype, device)
-        yield f"project {label}", lambda a=args: _project(*a)
-    for activation, (shape, dtype) in itertools.product(
-        ACTIVATIONS, itertools.product(_SHAPES, _DTYPES)
-    ):
-        label = f"{activation.name} {_label(shape, dtype)}"
-        args = (activation.name, shape, dtype, device)
-        yield f"gradients {label}", lambda a=args: _gradients(*a)
+        yield f"project {label}", partial(_project, feedback, shape, dtype, device)
+    for f, (shape, dtype) in itertools.product(ACTIVATIONS, cases):
+        label = f"{f.name} {_label(shape, dtype)}"
+        yield f"gradients {label}", partial(_gradients, f.name, shape, dtype, device)
     for rule, hypers in _HYPERS.items():
-        for hyper, (shape, dtype) in itertools.product(hypers, itertools.product(_SHAPES, _DTYPES)):
-            args = (rule, hyper, shape, dtype, device)
-            yield f"step_ {rule} {hyper} {_label(shape, dtype)}", lambda a=args: _step(*a)
-    yield "layouts", lambda: _layouts(device)
-    yield "nan and inf", lambda: _not_finite(device)
+        for hyper, (shape, dtype) in itertools.product(hypers, cases):
+            label = f"{rule} {hyper} {_label(shape, dtype)}"
+            yield f"step_ {label}", partial(_step, rule, hyper, shape, dtype, device)
+    yield "layouts", partial(_layouts, device)
+    yield "nan and inf", partial(_not_finite, device)
 
 
 def _label(shape: tuple, dtype: torch.dtype) -> str:

@@ -112,7 +112,7 @@ def chosen(device: torch.device) -> tuple[str, str]:
                 f"backend {named!r}, named by {by}, cannot run on {device}: {reason}"
             )
         return named, f"named by {by}"
-    refused = []
+    refused: list[str] = []
     for name in PREFERENCE:
         reason = _registered[name].unavailable(device)
         if reason is None:

@@ -1,0 +1,92 @@
+"""Every snippet of the README runs, and every figure in its tables stands in a committed result."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import dfa_kernels as dfa
+from dfa_kernels.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_python_snippet_runs_one_after_another(capsys):
+    names = {}
+    code = blocks("python")
+    assert len(code) >= 5
+    try:
+        for snippet in code:
+            exec(compile(snippet, "README.md", "exec"), names)
+    finally:
+        if "optical" in dfa.backends.available():
+            dfa.backends.unregister("optical")
+    mean, std = map(float, capsys.readouterr().out.split())
+    assert -1 <= mean <= 1
+    assert 0 <= std <= 1
+
+
+def test_the_suite_has_as_many_checks_as_it_says():
+    (said,) = re.findall(r"suite that ours pass: (\d+) checks", README)
+    assert len(dfa.testing.check_backend("reference")) == int(said)
+
+
+@pytest.mark.parametrize("command", re.findall(r"^dfa-kernels (.*)$", "\n".join(blocks("sh")), re.M))
+def test_every_command_is_understood(command, capsys):
+    """Not run to the end, which takes minutes: a folder without data is refused after parsing."""
+    try:
+        code = main(command.replace("DIR", "no-such-folder").split())
+    except SystemExit as left:
+        code = left.code
+    assert code == 0 or "no-such-folder" in capsys.readouterr().err
+
+
+def test_the_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"make (\w+)", "\n".join(blocks("sh")))
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def section(name):
+    return README.split(f"<!-- {name}: begin -->")[1].split(f"<!-- {name}: end -->")[0]
+
+
+def rows(text):
+    table = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in table]
+
+
+def test_the_table_of_steps_is_the_committed_result():
+    result = json.loads((ROOT / "bench/results/step.json").read_text())
+    head, _, *body = rows(section("step"))
+    shapes = {",".join(map(str, s["shape"])): s for s in result["shapes"]}
+    assert head[1:] == list(shapes)
+    names = [row[0] for row in body]
+    assert {"backpropagation", "hand-written DFA", "dfa_kernels"} <= set(names)
+    for name, *cells in body:
+        for cell, shape in zip(cells, shapes.values(), strict=True):
+            if name.startswith("peak memory"):
+                parts = shape["rows"]["dfa_kernels"], shape["rows"]["backpropagation"]
+                value = parts[0]["peak_bytes"] / parts[1]["peak_bytes"]
+            else:
+                value = shape["rows"][name]["ratio"]
+            assert cell.split()[0] == f"{value:.2f}", (name, cell)
+
+
+def test_the_table_of_quality_is_the_committed_result():
+    result = json.loads((ROOT / "bench/results/quality.json").read_text())
+    head, _, *body = rows(section("quality"))
+    assert head[1:] == ["dfa", "bp", "shallow"]
+    for task, *cells in body:
+        for method, cell in zip(head[1:], cells, strict=True):
+            entry = result[task][method]
+            wanted = f"{entry['mean']:.1f} ± {entry['std']:.1f} (lr {entry['lr']:g})"
+            assert cell == wanted, (task, method)
