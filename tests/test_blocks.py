@@ -116,6 +116,28 @@ def test_weight_sharing(fused):
         torch.testing.assert_close(layer.bias.grad, wanted[1])
 
 
+@both
+def test_hooks_that_look(fused):
+    """Whoever watches a point's module changes nothing."""
+    net = wrap(mlp(), fused)
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    wanted = trained_once(net, x, error)
+    seen = []
+    for m in net.module:
+        m.register_forward_hook(lambda m, i, o: seen.append(o))
+    assert_same(trained_once(net, x, error), wanted, rtol=0, atol=0)
+    assert len(seen) == len(net.module)
+
+
+def test_hooks_that_replace_a_points_output():
+    """The point is what leaves the module: the error goes back through the hook."""
+    net = dfa.DFA(mlp())
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    first = trained_once(net, x, error)[:2]
+    net.module[1].register_forward_hook(lambda m, i, o: 2 * o)
+    assert_same(trained_once(net, x, error)[:2], [2 * g for g in first], rtol=0, atol=0)
+
+
 def test_points_that_want_the_same_get_tensors_of_their_own():
     """A parameter of a point's own shape takes the projection as its gradient, and adds to it."""
 

@@ -1,6 +1,7 @@
 """torch.compile(fullgraph=True): no graph break, and plain eager's gradients."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -152,6 +153,23 @@ def test_autocast(fused):
     net = wrap(mlp((5, 7, 6, 3)), fused)
     with torch.autocast("cpu", torch.bfloat16):
         agree(net, torch.randn(1, 4, 5), rtol=0.02, atol=0.02)
+
+
+def test_the_first_pass_of_a_thread_is_not_compiled_again():
+    counts = []
+
+    def run():
+        counter = CompileCounterWithBackend("aot_eager")
+        net = torch.compile(dfa.DFA(dfa.fuse(mlp())), fullgraph=True, backend=counter)
+        for _ in range(3):
+            net(torch.randn(4, 5)).sum().backward()
+            counts.append(counter.frame_count)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(counts) == 3
+    assert counts[0] == counts[2]
 
 
 def test_eval_under_no_grad():
