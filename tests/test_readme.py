@@ -37,9 +37,12 @@ def test_the_suite_has_as_many_checks_as_it_says():
     assert len(dfa.testing.check_backend("reference")) == int(said)
 
 
-@pytest.mark.parametrize("command", re.findall(r"^dfa-kernels (.*)$", "\n".join(blocks("sh")), re.M))
+COMMANDS = re.findall(r"^dfa-kernels (.*)$", "\n".join(blocks("sh")), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_understood(command, capsys):
-    """Not run to the end, which takes minutes: a folder without data is refused after parsing."""
+    """Not run to the end, which takes minutes: a folder without data is refused when read."""
     try:
         code = main(command.replace("DIR", "no-such-folder").split())
     except SystemExit as left:
