@@ -254,9 +254,10 @@ def _deferred(
     """The record of this backward pass. A parameter whose `.grad` is none, or somebody else's,
     counts records from here on; `.grad` then says that it is pending."""
     ledger, pending, parameters = ctx.ledger, ctx.pending, ctx.parameters
-    if all(p.grad is None for p in parameters):
-        ledger.grad = None
-    held = 0 if ledger.grad is None else len(ledger.grad.records)
+    before = ledger.grad
+    if before is not None and all(p.grad is None for p in parameters):
+        before = ledger.grad = None
+    held = 0 if before is None else len(before.records)
     layers = []
     for layer, record in zip(plan.layers, records, strict=True):
         weight = parameters[layer.weight]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dfa_kernels import activation as activations
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.recording import Fused, Recording, Replay, active
+from dfa_kernels.recording import Fused, Recording, Replay, active, versions_of
 
 if TYPE_CHECKING:
     from dfa_kernels.optim import FusedUpdate
@@ -118,7 +118,8 @@ class Linear(nn.Linear):
         f = activations.ACTIVATIONS[self._code]
         output = f.forward_(saved)
         kept = saved if f.from_preactivations else output
-        recording.fused(Fused(name, input, output, kept, self._code, weight, bias))
+        versions = versions_of(input, kept, self._code)
+        recording.fused(Fused(name, input, output, kept, self._code, weight, bias, versions))
         return output
 
     def _unfit(self, input: Tensor) -> Exception:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dfa_kernels import ops
 from dfa_kernels.autograd import Plan
-from dfa_kernels.backends.contract import LayerUpdate, Update
+from dfa_kernels.backends.contract import LayerUpdate, Segment, Update
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.module import DFA
 from dfa_kernels.pending import PendingGradient, Record, Recorded, Records
@@ -100,8 +100,8 @@ class FusedUpdate(torch.optim.Optimizer):
         """The rule's row of hyperparameters for the next step of ``parameter``."""
         raise NotImplementedError
 
-    def _advance(self, parameter: Tensor) -> None:
-        """Count a step of ``parameter``."""
+    def _advance(self, parameters: list[Tensor]) -> None:
+        """Count a step of each."""
         raise NotImplementedError
 
     # step ----------------------------------------------------------------------------------
@@ -120,8 +120,7 @@ class FusedUpdate(torch.optim.Optimizer):
         if self.update == "step":
             self._step_records()
         else:
-            for p in self._applied:
-                self._advance(p)
+            self._advance(self._applied)
             self._awaiting, self._applied = False, []
         self._step_dense()
         return loss
@@ -149,23 +148,23 @@ class FusedUpdate(torch.optim.Optimizer):
                 gathered.setdefault(id(entry.weight), []).append(_Term(index, record, entry))
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
         feedback = held.records[0].feedback
-        updates = []
+        updates, stepped = [], []
         for terms in gathered.values():
             _, _, (_, weight, bias, _) = terms[0]
             if _expressible(terms, feedback):
                 step = self._update(weight, groups)
-                bias_step = None if bias is None else self._update(bias, groups)
-                segments = [record.segment(entry.layer) for _, record, entry in terms]
+                stepped.append(weight)
+                bias_step = None
+                if bias is not None:
+                    bias_step = self._update(bias, groups)
+                    stepped.append(bias)
+                segments = [Segment(r.error, r.scale, entry.layer) for _, r, entry in terms]
                 updates.append(LayerUpdate(step, bias_step, segments))
             else:
                 _materialize(terms)
-        if not updates:
-            return
-        ops.step_(feedback, self.rule, updates)
-        for weight_step, bias_step, _ in updates:
-            self._advance(weight_step.parameter)
-            if bias_step is not None:
-                self._advance(bias_step.parameter)
+        if updates:
+            ops.step_(feedback, self.rule, updates)
+            self._advance(stepped)
 
     def _update(self, parameter: Tensor, groups: dict[int, dict[str, Any]]) -> Update:
         group = groups[id(parameter)]
@@ -334,8 +333,9 @@ class SGD(FusedUpdate, torch.optim.SGD):
             float(id(parameter) in self._fresh),
         )
 
-    def _advance(self, parameter: Tensor) -> None:
-        self._fresh.discard(id(parameter))
+    def _advance(self, parameters: list[Tensor]) -> None:
+        if self._fresh:
+            self._fresh.difference_update(map(id, parameters))
 
 
 class AdamW(FusedUpdate, torch.optim.AdamW):
@@ -391,8 +391,9 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
             float(state["step"]) + 1,
         )
 
-    def _advance(self, parameter: Tensor) -> None:
-        self.state[parameter]["step"] += 1
+    def _advance(self, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            self.state[parameter]["step"] += 1
 
 
 class _HiddenPending:

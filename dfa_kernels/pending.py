@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dfa_kernels.backends.contract import Layer, Segment
+from dfa_kernels.backends.contract import Layer
 from dfa_kernels.feedback import Feedback
 
 _aten = torch.ops.aten
@@ -36,9 +36,6 @@ class Record(NamedTuple):
     error: Tensor
     scale: float
     layers: list[Recorded]
-
-    def segment(self, layer: Layer) -> Segment:
-        return Segment(self.error, self.scale, layer)
 
 
 class _Unmade(torch.Tensor):

@@ -58,7 +58,7 @@ class Fused(NamedTuple):
     activation: int
     weight: Tensor
     bias: Tensor | None
-    versions: tuple[int, int] | None = None
+    versions: tuple[int, int] | None
 
 
 class Recording:
@@ -114,7 +114,7 @@ class Recording:
         _check_real(layer.output, f"layer {layer.name!r}")
         self.repeats = self.repeats or layer.name in self.reached
         self.reached.append(layer.name)
-        self.layers.append(layer._replace(versions=_versions(layer)))
+        self.layers.append(layer)
 
     def _admits(self, name: str) -> bool:
         self.reached.append(name)
@@ -203,7 +203,8 @@ class Recording:
         owner, feedback = self.owner, self.owner.feedback
         batch, width = self._error_shape(output, where)
         for point in self.points:
-            _check_device(f"point {point.name!r}", point.output, output)
+            if point.output.device != output.device:
+                raise _other_device(f"point {point.name!r}", point.output, output)
         points = tuple([self._point_plan(p, batch) for p in self.points])
         widths = [math.prod(t.shape[_batch_dims(t, owner.batch_dims) :]) for t in self.idle]
         widths += [p.width for p in points]
@@ -272,8 +273,9 @@ class Recording:
     ) -> LayerPlan:
         """Where the layer's tensors are among the node's: ``chain`` and ``parameters`` grow."""
         name, inputs, _, saved, activation, weight, bias, versions = fused
-        _check_device(f"layer {name!r}", weight, output)
-        if versions != _versions(fused):
+        if weight.device != output.device:
+            raise _other_device(f"layer {name!r}", weight, output)
+        if versions != versions_of(inputs, saved, activation):
             raise RuntimeError(
                 f"layer {name!r}: its input or output was changed in place after it ran, but its "
                 "update reads both: use the operation that returns a new tensor"
@@ -413,18 +415,15 @@ def _check_real(tensor: Tensor, where: str) -> None:
         raise TypeError(f"{where} is {tensor.dtype}, but DFA needs a real floating dtype")
 
 
-def _check_device(what: str, tensor: Tensor, output: Tensor) -> None:
-    if tensor.device != output.device:
-        raise RuntimeError(
-            f"{what} is on {tensor.device}, but the error point is on {output.device}"
-        )
+def _other_device(what: str, tensor: Tensor, output: Tensor) -> RuntimeError:
+    return RuntimeError(f"{what} is on {tensor.device}, but the error point is on {output.device}")
 
 
-def _versions(layer: Fused) -> tuple[int, int] | None:
+def versions_of(inputs: Tensor, saved: Tensor, activation: int) -> tuple[int, int] | None:
     """How often x and, where f′ is read from it, h were written. torch.compile cannot say."""
     if torch.compiler.is_compiling():
         return None
-    return layer.inputs._version, layer.saved._version if layer.activation else 0
+    return inputs._version, saved._version if activation else 0
 
 
 def _checkpoint() -> object:

@@ -194,10 +194,8 @@ class Reference:
             terms = [(_delta(s, projections), s.layer.inputs) for s in segments]
             if not _accumulate_sgd(rule, weight, terms):
                 _step_rows(rule, weight, terms)
-            if bias is not None:
-                ones = [(delta, delta.new_ones(delta.shape[0])) for delta, _ in terms]
-                if not _accumulate_sgd(rule, bias, ones):
-                    _step_vector(rule, bias, terms)
+            if bias is not None and not _accumulate_sgd(rule, bias, _with_ones(terms)):
+                _step_vector(rule, bias, terms)
 
 
 # The optimizers' steps, as torch.optim defines them --------------------------------------------
@@ -267,6 +265,11 @@ def _step_rows(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Tensor]]
         for delta, inputs in more:
             gradient += _product(delta[:, here], inputs, parameter.dtype)
         _STEPS[rule](parameter[here], gradient, tuple(s[here] for s in states), hyper)
+
+
+def _with_ones(terms: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """A bias is a weight whose input is 1: db = δᵀ·1."""
+    return [(delta, delta.new_ones(delta.shape[0])) for delta, _ in terms]
 
 
 def _step_vector(rule: str, bias: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> None:
