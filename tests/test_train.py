@@ -24,7 +24,7 @@ from dfa_kernels.training import InputError, checkpoint, command, experiment, me
 from dfa_kernels.training.datasets import Split, load
 from dfa_kernels.training.experiment import Experiment, Interrupted
 from dfa_kernels.training.model import Learner
-from dfa_kernels.training.options import Options
+from dfa_kernels.training.options import SCHEDULES, Options
 
 SMALL = {"hidden": (12, 8), "epochs": 3, "batch": 16, "seeds": 2, "device": "cpu"}
 METHODS = ("dfa", "bp", "shallow")
@@ -419,3 +419,19 @@ def test_digits_dfa_is_near_backpropagation_and_above_shallow(tmp_path: Path) ->
     for curves in run.results["dfa"].values():
         first, last = (curves["alignment"]["hidden2"][i][0] for i in (0, -1))
         assert last > 0.6 and last > first
+
+
+def test_a_linear_schedule_ends_at_nothing_and_changes_the_numbers():
+    assert [SCHEDULES["linear"](done) for done in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
+    made = {}
+    for schedule in SCHEDULES:
+        options = Options.resolve({"hidden": (8,), "schedule": schedule, "seeds": 1})
+        torch.manual_seed(0)
+        learner = Learner(options, "dfa", 0, 64, 10)
+        x, y = torch.randn(16, 64), torch.arange(16) % 10
+        before = [p.detach().clone() for p in learner.net.parameters()]
+        learner.step(x, y, 1.0)
+        after = learner.net.parameters()
+        made[schedule] = sum((a - b).abs().sum().item() for a, b in zip(after, before, strict=True))
+    assert made["linear"] == 0.0
+    assert made["constant"] > 0.0

@@ -141,7 +141,8 @@ class Experiment:
         for batch in batches[len(progress.times) :]:
             rows, labels = x[batch], y[batch]
             start = self._clock()
-            loss = learner.step(rows, labels)
+            done = (turn.epoch + len(progress.times) / len(batches)) / self.options.epochs
+            loss = learner.step(rows, labels, done)
             progress.times.append(1e3 * (self._clock() - start))
             progress.loss += loss * len(batch)
             watch(turn, len(progress.times) / len(batches))

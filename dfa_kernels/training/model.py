@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dfa_kernels import optim
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.module import DFA, fuse
-from dfa_kernels.training.options import ACTIVATIONS, DTYPES, Options
+from dfa_kernels.training.options import ACTIVATIONS, DTYPES, SCHEDULES, Options
 
 MOMENTUM = 0.9  # of --optimizer sgd
 
@@ -48,13 +48,16 @@ class Learner:
         )
         self._device = torch.device(options.device).type
         self._autocast = options.dtype == "bfloat16"
+        self._rate, self._schedule = options.lr[method], SCHEDULES[options.schedule]
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean cross-entropy of a minibatch, through the compiled network if there is one."""
         return F.cross_entropy(self._logits(self._forward, x), y)
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """One training step; its loss, detached."""
+    def step(self, x: Tensor, y: Tensor, done: float = 0.0) -> Tensor:
+        """One training step when a share ``done`` of the run is; its loss, detached."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate * self._schedule(done)
         loss = self.loss(x, y)
         loss.backward()
         self.optimizer.step()

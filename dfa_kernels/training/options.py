@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any
@@ -33,6 +33,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 #: Optimizers, with the learning rate where none is given.
 LEARNING_RATES = {"adamw": 1e-3, "sgd": 0.05}
 
+#: The learning rate's factor when a share of the run is done.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+}
+
 #: Of weights and data. bfloat16: the forward pass under autocast, everything kept in float32.
 DTYPES = {
     "float32": torch.float32,
@@ -45,7 +51,8 @@ DTYPES = {
 class Options:
     """Everything that a run's numbers depend on, but for where the files of ``data`` lie.
 
-    ``hidden``: widths, input side first. ``lr``: by method. ``batch``: rows of a minibatch.
+    ``hidden``: widths, input side first. ``lr``: by method, at the start of ``schedule``.
+    ``batch``: rows of a minibatch.
     ``seeds``: how many, the first being ``seed``; each decides the split of `digits`, the initial
     weights, the order of the data and the feedback. ``fused``: `dfa_kernels.optim` for dfa.
 
@@ -59,6 +66,7 @@ class Options:
     activation: str
     optimizer: str
     lr: dict[str, float]
+    schedule: str
     epochs: int
     batch: int
     seed: int
@@ -78,6 +86,7 @@ class Options:
             "activation": "tanh",
             "optimizer": "adamw",
             "lr": {},
+            "schedule": "constant",
             "seed": 0,
             "distribution": "rademacher",
             "dtype": "float32",
@@ -101,6 +110,7 @@ class Options:
 
     def __post_init__(self) -> None:
         _known("activation", self.activation, ACTIVATIONS)
+        _known("schedule", self.schedule, SCHEDULES)
         _known("distribution", self.distribution, DISTRIBUTIONS)
         _known("dtype", self.dtype, DTYPES)
         for name in ("epochs", "batch", "seeds"):
