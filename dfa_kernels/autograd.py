@@ -174,7 +174,7 @@ tasks: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 def _saved(ctx: Any, plan: Plan) -> tuple[Tensor | None, ...]:
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and hasattr(ctx, "owner"):
         tasks[ctx.owner] = torch._C._current_graph_task_id()
     try:
         return ctx.saved_tensors

@@ -9,17 +9,19 @@ not from its successor. The layers above the error point get their true gradient
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfa_kernels import activation as activations
+from dfa_kernels.chain import Chain
 from dfa_kernels.feedback import MATRIX, Feedback
 from dfa_kernels.recording import Fused, Recording, Replay, active, versions_of
 
@@ -64,7 +66,7 @@ class Linear(nn.Linear):
     ) -> None:
         _check_activation(activation)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._code = activations.CODES[activation or "identity"]
+        self.code = activations.CODES[activation or "identity"]
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, activation: str | None = None) -> Linear:
@@ -75,7 +77,7 @@ class Linear(nn.Linear):
         fused.in_features, fused.out_features = linear.in_features, linear.out_features
         fused.weight = linear.weight
         fused.register_parameter("bias", linear.bias)
-        fused._code = activations.CODES[activation or "identity"]
+        fused.code = activations.CODES[activation or "identity"]
         fused.train(linear.training)
         return fused
 
@@ -115,11 +117,11 @@ class Linear(nn.Linear):
             input = input.to(torch.get_autocast_dtype(device))
         cut_bias = None if bias is None else bias.detach()
         saved = F.linear(input, weight.detach(), cut_bias)
-        f = activations.ACTIVATIONS[self._code]
+        f = activations.ACTIVATIONS[self.code]
         output = f.forward_(saved)
         kept = saved if f.from_preactivations else output
-        versions = versions_of(input, kept, self._code)
-        recording.fused(Fused(name, input, output, kept, self._code, weight, bias, versions))
+        versions = versions_of(input, kept, self.code)
+        recording.fused(Fused(name, input, output, kept, self.code, weight, bias, versions))
         return output
 
     def _unfit(self, input: Tensor) -> Exception:
@@ -140,7 +142,7 @@ class Linear(nn.Linear):
 
     @property
     def activation(self) -> str:
-        return activations.ACTIVATIONS[self._code].name
+        return activations.ACTIVATIONS[self.code].name
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"
@@ -263,6 +265,7 @@ class DFA(nn.Module):
         self._fused = {names[n]: n for n in fused if isinstance(names[n], Linear)}
         owned = [p for layer in self._fused for p in layer.parameters()]
         self.tied = len(set(owned)) < len(owned)
+        self._chain = self._as_chain()
         self._cuts: dict[str, tuple[nn.Module, int]] = {}
         for name in self.point_names:
             if not isinstance(names[name], Linear):
@@ -296,6 +299,10 @@ class DFA(nn.Module):
         if self._method == "bp" or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         if not torch.compiler.is_compiling():
+            if self._chain is not None and self._method == "dfa":
+                output = self._chain.run(args, kwargs)
+                if output is not None:
+                    return output
             self._keep_cuts_last()
         recording = Recording(self)
         before, active.recording = active.recording, recording
@@ -307,6 +314,21 @@ class DFA(nn.Module):
             output = recording.close(output)
         recording.finish()
         return output
+
+    def _as_chain(self) -> Chain | None:
+        model = self.module
+        if self.explicit or self.error_name or self.batch_dims is not None or self.tied:
+            return None
+        if not _is_chain(model) or not model._modules:
+            return None
+        layers = [(n, m) for n, m in model._modules.items() if isinstance(m, Linear)]
+        for module in model._modules.values():
+            if type(module) not in (Linear, _Passed):
+                return None
+        for (_, below), (_, above) in itertools.pairwise(layers):
+            if below.out_features != above.in_features:
+                return None
+        return Chain(self, cast(nn.Sequential, model), layers)
 
     def name_of(self, layer: Linear) -> str | None:
         """The name of a fused layer that is one of this module's points, or may be its head."""
@@ -334,6 +356,12 @@ class DFA(nn.Module):
             self._cut_last(name, module)
 
     def stream(self, name: str) -> int:
+        """The stream of a point."""
+        if name not in self._streams:
+            raise RuntimeError(
+                f"layer {name!r} ended the model when DFA was constructed and no longer does: wrap "
+                "the changed model again"
+            )
         return self._streams[name]
 
     def placed_feedback(self) -> Feedback:
@@ -341,6 +369,11 @@ class DFA(nn.Module):
         if self.feedback_matrix is None:
             return self.feedback
         return Feedback(MATRIX, values=self.feedback_matrix)
+
+    def stepping_optimizer(self) -> FusedUpdate | None:
+        """The optimizer that claimed this module's fused layers, if it updates in `step`."""
+        optimizer = None if self._optimizer is None else self._optimizer()
+        return optimizer if optimizer is not None and optimizer.update == "step" else None
 
     def optimizer_of(self, parameters: list[Tensor]) -> FusedUpdate | None:
         """The optimizer that updates these parameters of fused layers without their gradients."""

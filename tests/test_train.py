@@ -126,9 +126,9 @@ def test_every_method_sees_the_same_minibatches_and_each_epoch_others(
     seen: dict[str, list[torch.Tensor]] = {m: [] for m in METHODS}
     step = Learner.step
 
-    def spy(self, x, y):
+    def spy(self, x, y, done):
         seen[self.net.method].append(x)
-        return step(self, x, y)
+        return step(self, x, y, done)
 
     monkeypatch.setattr(Learner, "step", spy)
     begun(tmp_path, seeds=1, epochs=2).run()

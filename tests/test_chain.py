@@ -1,0 +1,155 @@
+"""The short way through a stack of fused layers: the general way's numbers, and when it is left."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_optim import batches
+from torch import nn
+
+import dfa_kernels as dfa
+from dfa_kernels.activation import ACTIVATIONS
+from dfa_kernels.chain import Chain
+
+NAMES = [f.name for f in ACTIVATIONS]
+
+
+def network(activations=("tanh", "gelu", "identity"), **kwargs):
+    torch.manual_seed(0)
+    sizes = (13, 31, 17, 5)
+    layers = [
+        dfa.Linear(a, b, activation=f)
+        for a, b, f in zip(sizes, sizes[1:], activations, strict=False)
+    ]
+    return dfa.DFA(nn.Sequential(*layers).double(), **kwargs)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Whether each forward pass took the short way."""
+    answers = []
+    run = Chain.run
+
+    def spy(self, args, kwargs):
+        output = run(self, args, kwargs)
+        answers.append(output is not None)
+        return output
+
+    monkeypatch.setattr(Chain, "run", spy)
+    return answers
+
+
+def train(net, optimizer, steps=3):
+    for x, y in batches(steps):
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("head", ["identity", "tanh", "gelu"])
+@pytest.mark.parametrize("hidden", NAMES)
+def test_it_gives_the_bits_of_the_general_way(hidden, head, taken):
+    made = []
+    for hooked in (False, True):
+        net = network((hidden, "relu", head), feedback=dfa.Feedback(seed=3))
+        if hooked:
+            net.module.register_forward_hook(lambda *_: None)
+        made.append(train(net, dfa.optim.SGD(net, lr=0.1, momentum=0.9)))
+    assert taken == [True] * 3 + [False] * 3
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("feedback", [{"shared": False}, {"distribution": "normal"}, "matrix"])
+def test_any_feedback(feedback, taken):
+    made = []
+    for hooked in (False, True):
+        matrix = torch.linspace(-1, 1, 5 * 40, dtype=torch.float64).reshape(5, 40)
+        given = (
+            dfa.Feedback.from_matrix(matrix) if feedback == "matrix" else dfa.Feedback(**feedback)
+        )
+        net = network(feedback=given)
+        if hooked:
+            net.module[1].register_forward_pre_hook(lambda *_: None)
+        made.append(train(net, dfa.optim.AdamW(net, lr=1e-3)))
+    assert taken == [True] * 3 + [False] * 3
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+def _freeze(net):
+    net.module[1].bias.requires_grad_(False)
+
+
+def _replace(net):
+    net.module[1] = dfa.Linear(31, 17, activation="relu").double()
+
+
+LEFT = {
+    "a hook": lambda net: net.module[0].register_forward_hook(lambda m, a, h: h * 2),
+    "a frozen parameter": _freeze,
+    "a layer replaced": _replace,
+    "a layer added": lambda net: net.module.append(dfa.Linear(5, 5).double()),
+    "shallow": lambda net: setattr(net, "method", "shallow"),
+}
+
+
+@pytest.mark.parametrize("change", LEFT)
+def test_what_is_unusual_takes_the_general_way(change, taken):
+    """And gives what the same network gives that never was a chain."""
+    made = []
+    for hooked in (False, True):
+        net = network()
+        if hooked:
+            net.module.register_forward_hook(lambda *_: None)
+        optimizer = dfa.optim.SGD(net, lr=0.1)
+        torch.manual_seed(6)
+        LEFT[change](net)
+        ((x, y),) = batches(1)
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        made.append([p.detach().clone() for p in net.parameters()])
+    assert True not in taken
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "match"),
+    [
+        (torch.ones(3, 12, dtype=torch.float64), ValueError, "last dimension should be 13"),
+        (torch.ones(3, 13, device="meta", dtype=torch.float64), RuntimeError, "cpu.*meta"),
+        (torch.ones(3, 13, dtype=torch.int64), TypeError, "real floating"),
+    ],
+)
+def test_bad_input_is_refused_as_elsewhere(x, error, match):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    with pytest.raises(error, match=match):
+        net(x)
+    optimizer.step()
+
+
+def test_a_head_that_no_longer_is_one_is_named():
+    net = network(points=["0", "1"])
+    net.module.append(dfa.Linear(5, 5).double())
+    with pytest.raises(RuntimeError, match="layer '2' ended the model.*wrap the changed"):
+        net(torch.ones(2, 13, dtype=torch.float64))
+
+
+def test_sequences_and_inputs_that_want_a_gradient_are_general(taken):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    net(torch.ones(2, 3, 13, dtype=torch.float64))
+    net(torch.ones(2, 13, dtype=torch.float64, requires_grad=True))
+    assert taken == [False, False]
+    optimizer.zero_grad()
+
+
+def test_an_input_changed_in_place_after_the_forward_pass_is_refused(taken):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, y),) = batches(1)
+    loss = F.cross_entropy(net(x), y)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert taken == [True]
+    optimizer.zero_grad()
