@@ -96,9 +96,21 @@ class FusedUpdate(torch.optim.Optimizer):
         """The rule's states of ``parameter``, made where they are missing."""
         raise NotImplementedError
 
-    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> tuple[float, ...]:
-        """The rule's row of hyperparameters for the next step of ``parameter``."""
+    def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """The rule's hyperparameters of a group: all but the last, which is the parameter's."""
         raise NotImplementedError
+
+    def _last(self, parameter: Tensor) -> float:
+        """The rule's last hyperparameter for the next step of ``parameter``."""
+        raise NotImplementedError
+
+    def _hyper(self, parameter: Tensor, group: dict[str, Any], rows: dict) -> tuple[float, ...]:
+        """The rule's whole row: one object for all that share it."""
+        key = id(group), self._last(parameter)
+        row = rows.get(key)
+        if row is None:
+            row = rows[key] = (*self._row(group), key[1])
+        return row
 
     def _advance(self, parameters: list[Tensor]) -> None:
         """Count a step of each."""
@@ -149,14 +161,15 @@ class FusedUpdate(torch.optim.Optimizer):
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
         feedback = held.records[0].feedback
         updates, stepped = [], []
+        rows: dict = {}
         for terms in gathered.values():
             _, _, (_, weight, bias, _) = terms[0]
             if _expressible(terms, feedback):
-                step = self._update(weight, groups)
+                step = self._update(weight, groups, rows)
                 stepped.append(weight)
                 bias_step = None
                 if bias is not None:
-                    bias_step = self._update(bias, groups)
+                    bias_step = self._update(bias, groups, rows)
                     stepped.append(bias)
                 segments = [Segment(r.error, r.scale, entry.layer) for _, r, entry in terms]
                 updates.append(LayerUpdate(step, bias_step, segments))
@@ -166,7 +179,7 @@ class FusedUpdate(torch.optim.Optimizer):
             ops.step_(feedback, self.rule, updates)
             self._advance(stepped)
 
-    def _update(self, parameter: Tensor, groups: dict[int, dict[str, Any]]) -> Update:
+    def _update(self, parameter: Tensor, groups: dict[int, dict[str, Any]], rows: dict) -> Update:
         group = groups[id(parameter)]
         states = self._states(parameter, group)
         for state in states:
@@ -176,7 +189,7 @@ class FusedUpdate(torch.optim.Optimizer):
                     f"its optimizer state is on {state.device}: move the model before the first "
                     "step"
                 )
-        return Update(parameter, states, self._hyper(parameter, group))
+        return Update(parameter, states, self._hyper(parameter, group, rows))
 
     def _step_dense(self) -> None:
         """torch.optim's own step for what has a gradient."""
@@ -265,7 +278,8 @@ class FusedUpdate(torch.optim.Optimizer):
             )
         chosen = [self._slots[i] for i in slots]
         self._applied = [p for p, _, _ in chosen]
-        return [self._hyper(p, group) for p, group, _ in chosen]
+        rows: dict = {}
+        return [self._hyper(p, group, rows) for p, group, _ in chosen]
 
 
 class SGD(FusedUpdate, torch.optim.SGD):
@@ -322,7 +336,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
             self._fresh.add(id(parameter))
         return (state["momentum_buffer"],)
 
-    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> tuple[float, ...]:
+    def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
         return (
             float(group["lr"]),
             group["momentum"],
@@ -330,8 +344,10 @@ class SGD(FusedUpdate, torch.optim.SGD):
             group["weight_decay"],
             float(group["nesterov"]),
             float(group["maximize"]),
-            float(id(parameter) in self._fresh),
         )
+
+    def _last(self, parameter: Tensor) -> float:
+        return float(id(parameter) in self._fresh)
 
     def _advance(self, parameters: list[Tensor]) -> None:
         if self._fresh:
@@ -378,8 +394,7 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return (state["exp_avg"], state["exp_avg_sq"])
 
-    def _hyper(self, parameter: Tensor, group: dict[str, Any]) -> tuple[float, ...]:
-        state = self.state[parameter]
+    def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
         return (
             float(group["lr"]),
@@ -388,8 +403,10 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
             group["eps"],
             group["weight_decay"],
             float(group["maximize"]),
-            float(state["step"]) + 1,
         )
+
+    def _last(self, parameter: Tensor) -> float:
+        return float(self.state[parameter]["step"]) + 1
 
     def _advance(self, parameters: list[Tensor]) -> None:
         for parameter in parameters:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dfa_kernels.activation import ACTIVATIONS
-from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
+from dfa_kernels.backends.contract import HEAD, RULES, Layer, LayerUpdate, Point, Segment, Update
 from dfa_kernels.feedback import DISTRIBUTIONS, Feedback
 
 _BACKWARDS = {f.name: f.backward for f in ACTIVATIONS}
@@ -79,6 +79,15 @@ class _Projections:
         self._feedback, self._matrices = feedback, matrices
         self._widths: dict[tuple[int, float, int], int] = {}
         self._made: dict[tuple[int, float, int, torch.dtype], Tensor] = {}
+        self._ones: dict[tuple, Tensor] = {}
+
+    def ones(self, delta: Tensor) -> Tensor:
+        """As many as ``delta`` has rows, once for all that ask."""
+        key = delta.shape[0], delta.dtype, delta.device
+        made = self._ones.get(key)
+        if made is None:
+            made = self._ones[key] = delta.new_ones(delta.shape[0])
+        return made
 
     def expect(self, error: Tensor, scale: float, stream: int, width: int) -> None:
         """Announce a reader, before the first is served."""
@@ -192,9 +201,15 @@ class Reference:
             _expect(update.segments, projections)
         for weight, bias, segments in updates:
             terms = [(_delta(s, projections), s.layer.inputs) for s in segments]
-            if not _accumulate_sgd(rule, weight, terms):
+            if rule == "sgd" and _is_linear(weight, terms):
+                _accumulate(weight, terms)
+            else:
                 _step_rows(rule, weight, terms)
-            if bias is not None and not _accumulate_sgd(rule, bias, _with_ones(terms)):
+            if bias is None:
+                continue
+            if rule == "sgd" and _is_linear(bias, terms):
+                _accumulate(bias, [(delta, projections.ones(delta)) for delta, _ in terms])
+            else:
                 _step_vector(rule, bias, terms)
 
 
@@ -267,11 +282,6 @@ def _step_rows(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Tensor]]
         _STEPS[rule](parameter[here], gradient, tuple(s[here] for s in states), hyper)
 
 
-def _with_ones(terms: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """A bias is a weight whose input is 1: db = δᵀ·1."""
-    return [(delta, delta.new_ones(delta.shape[0])) for delta, _ in terms]
-
-
 def _step_vector(rule: str, bias: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> None:
     parameter, states, hyper = bias
     (delta, _), *more = terms
@@ -281,32 +291,31 @@ def _step_vector(rule: str, bias: Update, terms: Sequence[tuple[Tensor, Tensor]]
     _STEPS[rule](parameter, gradient, states, hyper)
 
 
-def _accumulate_sgd(rule: str, update: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Plain SGD is linear in the gradient: the product goes straight into the momentum buffer
-    (or the weight), without even a slice of dW; with x = 1 it is the bias's. False where that
-    does not hold."""
-    if rule != "sgd":
+def _is_linear(update: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether SGD's step is linear in the gradient, and in one dtype throughout."""
+    if update.hyper[_NESTEROV]:
         return False
-    parameter, states, (lr, momentum, dampening, decay, nesterov, maximize, first) = update
-    if nesterov:
-        return False
-    for delta, inputs in terms:
-        if not delta.dtype == inputs.dtype == parameter.dtype:
-            return False
-    sign = -1.0 if maximize else 1.0
+    dtype = update.parameter.dtype
+    return all(delta.dtype == dtype == inputs.dtype for delta, inputs in terms)
+
+
+_NESTEROV = RULES["sgd"].hyper.index("nesterov")
+
+
+def _accumulate(update: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """SGD without even a slice of dW: δᵀ·x goes straight into the momentum buffer, or the weight.
+    A bias is a weight whose input is 1."""
+    parameter, states, (lr, momentum, dampening, decay, _, maximize, first) = update
     if momentum:
         target, gain = states[0], 1.0 if first else 1 - dampening
         beta = 0.0 if first else momentum
-        decayed = gain * decay
     else:
         target, gain, beta = parameter, -lr, 1 - lr * decay
-        decayed = 0.0
     add = target.addmm_ if target.dim() == 2 else target.addmv_
     for delta, inputs in terms:
-        add(delta.T, inputs, beta=beta, alpha=sign * gain)
+        add(delta.T, inputs, beta=beta, alpha=-gain if maximize else gain)
         beta = 1.0
-    if decayed:
-        target.add_(parameter, alpha=decayed)
     if momentum:
+        if decay:
+            target.add_(parameter, alpha=gain * decay)
         parameter.add_(target, alpha=-lr)
-    return True
