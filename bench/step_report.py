@@ -17,7 +17,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# A training step beside eager backpropagation",
         "",
-        "Written by `python -m bench.step`: one process, interleaved rounds, tanh MLP on 784",
+        "Written by `python -m bench.step`: one process, interleaved turns, tanh MLP on 784",
         "inputs, cross-entropy, SGD with momentum 0.9, fp32. Shapes: batch, hidden layers, width,",
         "outputs.",
         "",
@@ -104,9 +104,10 @@ def figure(result: dict[str, Any], path: Path) -> None:
             low, high = row["quartiles"]
             ours = name.startswith(OURS)
             color = "#c2410c" if ours else "#64748b" if "DFA" in name else "#cbd5e1"
+            ink = "white" if "DFA" in name or ours else "black"
             error = [[row["ratio"] - low], [high - row["ratio"]]]
             ax.barh(i, row["ratio"], color=color, xerr=error, ecolor="#1e293b", height=0.72)
-            ax.text(0.03, i, f"{row['ratio']:.2f}", va="center", fontsize=8, color="black")
+            ax.text(0.03, i, f"{row['ratio']:.2f}", va="center", fontsize=8, color=ink)
         ax.axvline(1, color="#1e293b", linewidth=1)
         batch, depth, width, outputs = shape["shape"]
         ax.set_title(f"{depth} × {width}, batch {batch}\n{outputs:,} outputs", fontsize=9)

@@ -241,6 +241,7 @@ def test_a_large_matrix_is_kept_small_and_gives_the_same_product(distribution, m
     error, feedback = torch.randn(7, 301), Feedback(distribution)
     point = Point(17, 0, 1, torch.float32)
     (whole,) = Reference().project(error, feedback, 0.3, [point])
+    monkeypatch.setattr("dfa_kernels.backends.reference._COMPACT", 17 * 4 * 300)
     monkeypatch.setattr("dfa_kernels.backends.reference._SLAB", 17 * 4 * 100)
     reference = Reference()
     (sliced,) = reference.project(error, feedback, 0.3, [point])

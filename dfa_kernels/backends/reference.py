@@ -23,9 +23,9 @@ from dfa_kernels.feedback import DISTRIBUTIONS, Feedback
 _BACKWARDS = {f.name: f.backward for f in ACTIVATIONS}
 
 
-# B beyond this many bytes is kept in the distribution's smallest exact dtype, and widened a slab of
-# rows at a time inside the product: with 10,000 outputs that is 10 MB for 41.
-_SLAB = 4 << 20
+# A B of more bytes than `_COMPACT` is kept in the distribution's smallest exact dtype, ±1 in one
+# byte, and widened `_SLAB` bytes at a time inside the product, which costs it about a twentieth.
+_COMPACT, _SLAB = 64 << 20, 4 << 20
 
 
 class _Matrices:
@@ -52,7 +52,7 @@ class _Matrices:
         if feedback.values is not None:  # already materialised, by its owner
             return feedback.matrix(rows, width, dtype=dtype, device=device)
         storage = DISTRIBUTIONS[feedback.distribution].storage
-        if storage is not None and rows * width * dtype.itemsize > _SLAB:
+        if storage is not None and rows * width * dtype.itemsize > _COMPACT:
             dtype = storage
         key = (feedback.distribution, feedback.seed, stream, rows, dtype, device)
         matrix = self._kept.get(key)
