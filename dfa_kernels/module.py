@@ -26,7 +26,7 @@ from dfa_kernels.feedback import MATRIX, Feedback
 from dfa_kernels.recording import Fused, Recording, Replay, active, versions_of
 
 if TYPE_CHECKING:
-    from dfa_kernels.optim import FusedUpdate
+    from dfa_kernels.fused_update import FusedUpdate
 
 METHODS = ("dfa", "bp", "shallow")
 

@@ -1,0 +1,334 @@
+"""What `dfa_kernels.optim`'s optimizers share: a step over records instead of gradients.
+
+A backward pass leaves a `Record` in the optimizer's ledger (see `pending`); `step()` gathers the
+records of each weight into one grouped call of the backend and hands the rest to torch.optim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfa_kernels import ops
+from dfa_kernels.autograd import Plan
+from dfa_kernels.backends.contract import LayerUpdate, Segment, Update
+from dfa_kernels.feedback import Feedback
+from dfa_kernels.module import DFA
+from dfa_kernels.pending import PendingGradient, Record, Recorded, Records
+
+
+class _Term(NamedTuple):
+    """A fused layer's part in one record: the ledger's ``number``-th."""
+
+    number: int
+    record: Record
+    entry: Recorded
+
+
+class FusedUpdate(torch.optim.Optimizer):
+    """What SGD and AdamW share: claiming a DFA module's fused layers, and stepping them."""
+
+    rule: str
+    _plain_step: Callable[..., Any]
+
+    def _claim(self, nets: tuple[DFA, ...], update: str) -> None:
+        self.update = update
+        self._fresh: set[int] = set()
+        self._fused = {
+            p for net in nets for layer in net.fused_layers() for p in layer.parameters()
+        }
+        # update="step": where records go, and the `.grad` of each fused parameter.
+        self._ledger = torch.zeros((), requires_grad=True)
+        self._pending: dict[int, PendingGradient] = {}
+        # update="backward": where in the step we are.
+        self._handle = ops.provide_hyper(self)
+        self._awaiting = False
+        self._applied: list[Tensor] = []
+        self._prepare()
+        for net in nets:
+            net.claim(self)
+
+    def _prepare(self) -> None:
+        """What a forward pass asks: which parameters are ours; and with update="backward" what the
+        node needs of each, made beforehand so that a traced forward pass only reads it."""
+        self._claimed = {id(p) for group in self.param_groups for p in group["params"]}
+        self._slots = []
+        if self.update == "backward":
+            self._slots = [
+                (p, group, self._states(p, group))
+                for group in self.param_groups
+                for p in group["params"]
+                if p in self._fused
+            ]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch; a state_dict of the torch.optim optimizer fits too."""
+        super().load_state_dict(state_dict)
+        self._fresh.clear()
+        self._prepare()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch."""
+        super().add_param_group(param_group)
+        if hasattr(self, "update"):  # torch adds the first groups while it is constructed
+            self._prepare()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"a {type(self).__name__} belongs to its DFA module and cannot be copied or pickled: "
+            "save its state_dict()"
+        )
+
+    # What a rule defines -------------------------------------------------------------------
+
+    def _states(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
+        """The rule's states of ``parameter``, made where they are missing."""
+        raise NotImplementedError
+
+    def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """The rule's hyperparameters of a group: all but the last, which is the parameter's."""
+        raise NotImplementedError
+
+    def _last(self, parameter: Tensor) -> float:
+        """The rule's last hyperparameter for the next step of ``parameter``."""
+        raise NotImplementedError
+
+    def _hyper(self, parameter: Tensor, group: dict[str, Any], rows: dict) -> tuple[float, ...]:
+        """The rule's whole row: one object for all that share it."""
+        key = id(group), self._last(parameter)
+        row = rows.get(key)
+        if row is None:
+            row = rows[key] = (*self._row(group), key[1])
+        return row
+
+    def _advance(self, parameters: list[Tensor]) -> None:
+        """Count a step of each."""
+        raise NotImplementedError
+
+    # step ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One optimization step over everything that ``backward()`` left since `zero_grad`.
+
+        Raises:
+            RuntimeError: a parameter has moved to another device than its optimizer state.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self.update == "step":
+            self._step_records()
+        else:
+            self._advance(self._applied)
+            self._awaiting, self._applied = False, []
+        self._step_dense()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch; the records of the fused layers are freed either way."""
+        if self.update == "step":
+            self._ledger.grad = None
+        for group in self.param_groups:
+            for p in group["params"]:
+                if set_to_none or type(p.grad) is PendingGradient:
+                    p.grad = None
+        if not set_to_none:
+            super().zero_grad(set_to_none)
+
+    def _step_records(self) -> None:
+        """One grouped call for the ledger's records; the sums that it cannot express become
+        gradients after all."""
+        held = self._ledger.grad
+        if not isinstance(held, Records):
+            return
+        gathered: dict[int, list[_Term]] = {}
+        for index, record in enumerate(held.records):
+            for entry in record.layers:
+                gathered.setdefault(id(entry.weight), []).append(_Term(index, record, entry))
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        feedback = held.records[0].feedback
+        updates, stepped = [], []
+        rows: dict = {}
+        for terms in gathered.values():
+            _, _, (_, weight, bias, _) = terms[0]
+            if _expressible(terms, feedback):
+                step = self._update(weight, groups, rows)
+                stepped.append(weight)
+                bias_step = None
+                if bias is not None:
+                    bias_step = self._update(bias, groups, rows)
+                    stepped.append(bias)
+                segments = [Segment(r.error, r.scale, entry.layer) for _, r, entry in terms]
+                updates.append(LayerUpdate(step, bias_step, segments))
+            else:
+                _materialize(terms)
+        if updates:
+            ops.step_(feedback, self.rule, updates)
+            self._advance(stepped)
+
+    def _update(self, parameter: Tensor, groups: dict[int, dict[str, Any]], rows: dict) -> Update:
+        group = groups[id(parameter)]
+        states = self._states(parameter, group)
+        for state in states:
+            if state.device != parameter.device:
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(parameter.shape)} is on {parameter.device}, but "
+                    f"its optimizer state is on {state.device}: move the model before the first "
+                    "step"
+                )
+        return Update(parameter, states, self._hyper(parameter, group, rows))
+
+    def _step_dense(self) -> None:
+        """torch.optim's own step for what has a gradient."""
+        dense = False
+        for group in self.param_groups:
+            for p in group["params"]:
+                gradient = p.grad
+                if type(gradient) is PendingGradient:
+                    if gradient.dense is None:
+                        continue
+                    p.grad = gradient.dense
+                dense = dense or gradient is not None
+        if dense:
+            with _HiddenPending(self):
+                type(self)._plain_step(self)
+
+    # The forward pass asks ------------------------------------------------------------------
+
+    def claims(self, parameters: list[Tensor]) -> bool:
+        """Whether all of a forward pass's fused parameters are this optimizer's to update."""
+        for p in parameters:
+            if id(p) not in self._claimed:
+                return False
+        return bool(parameters)
+
+    def ledger(self) -> tuple[Tensor, dict[int, PendingGradient]]:
+        """Where the node of an eager forward pass leaves its record, and the pending gradients
+        that stand for it, by the parameters' ids.
+
+        Raises:
+            RuntimeError: under torch.compile or DistributedDataParallel.
+        """
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"dfa_kernels.optim.{type(self).__name__} leaves records behind, which a compiled "
+                'backward cannot: construct it with update="backward", or use torch.optim'
+            )
+        _check_alone(type(self).__name__)
+        return self._ledger, self._pending
+
+    def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
+        """What the node of a forward pass needs to update ``parameters`` in its backward.
+
+        Raises:
+            RuntimeError: a second forward pass since the last `step`.
+        """
+        if not torch.compiler.is_compiling():
+            _check_alone(type(self).__name__)
+        if self._awaiting:
+            raise RuntimeError(
+                'update="backward" allows one forward pass a step, and this is the second since '
+                f"{type(self).__name__}.step(): evaluate under torch.no_grad(), or use "
+                'update="step"'
+            )
+        self._awaiting = True
+        slots, rest = [], []
+        for p in parameters:
+            slot = self._slot(p)
+            slots.append(slot)
+            rest.append(p.detach())
+            rest.extend(self._slots[slot][2])
+        plan = plan._replace(
+            update="backward", rule=self.rule, handle=self._handle, slots=tuple(slots)
+        )
+        return plan, rest
+
+    def _slot(self, parameter: Tensor) -> int:
+        for i, (p, _, _) in enumerate(self._slots):
+            if p is parameter:
+                return i
+        raise RuntimeError(
+            f"a fused parameter of shape {tuple(parameter.shape)} is none of those that "
+            f"{type(self).__name__} was constructed with"
+        )
+
+    def hyper(self, slots: list[int]) -> list[tuple[float, ...]]:
+        """The rule's table for a backward pass that steps these parameters now.
+
+        Raises:
+            RuntimeError: a second backward since the last `step`.
+        """
+        if self._applied:
+            raise RuntimeError(
+                'update="backward" applies one backward pass a step, and this is the second '
+                f"since {type(self).__name__}.step()"
+            )
+        chosen = [self._slots[i] for i in slots]
+        self._applied = [p for p, _, _ in chosen]
+        rows: dict = {}
+        return [self._hyper(p, group, rows) for p, group, _ in chosen]
+
+
+class _HiddenPending:
+    """While torch.optim looks, pending gradients are None."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        self._hidden = [(p, p.grad) for p in every if type(p.grad) is PendingGradient]
+
+    def __enter__(self) -> None:
+        for p, _ in self._hidden:
+            p.grad = None
+
+    def __exit__(self, *_: object) -> None:
+        for p, gradient in self._hidden:
+            p.grad = gradient
+
+
+def _expressible(terms: list[_Term], feedback: Feedback) -> bool:
+    """Whether the grouped call can sum them: one bias and one B throughout, and nothing dropped
+    or added by hand since the records were made."""
+    _, first, (_, weight, bias, _) = terms[0]
+    for p in (weight, bias):
+        if p is not None:
+            pending = p.grad
+            if type(pending) is not PendingGradient:
+                return False
+            if pending.start or pending.dense is not None:
+                return False
+    if len(terms) == 1 and first.feedback is feedback:
+        return True
+    identity = feedback.identity()
+    return all(
+        record.feedback.identity() == identity and entry.bias is bias for _, record, entry in terms
+    )
+
+
+def _materialize(terms: list[_Term]) -> None:
+    """Make the gradients that the terms of one weight sum to, for torch.optim to apply."""
+    totals: dict[Tensor, Tensor] = {}
+    for index, (feedback, error, scale, _), (_, weight, bias, layer) in terms:
+        pair = ops.gradients(error, feedback, scale, [layer], weight.dtype)[0]
+        for p, gradient in zip((weight, bias), pair, strict=True):
+            if p is None or type(p.grad) is not PendingGradient or index < p.grad.start:
+                continue
+            before = totals.get(p, p.grad.dense)
+            gradient = gradient.to(p.dtype)
+            totals[p] = gradient if before is None else before + gradient
+    for p, total in totals.items():
+        p.grad = total
+
+
+def _check_alone(name: str) -> None:
+    """Other replicas' gradients cannot be averaged where there are none."""
+    ddp = torch.nn.parallel.DistributedDataParallel
+    if ddp._get_active_ddp_module() is not None:
+        raise RuntimeError(
+            f"DistributedDataParallel averages gradients, and dfa_kernels.optim.{name} makes none "
+            "for the fused layers: use torch.optim under DDP"
+        )
