@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -197,6 +198,7 @@ class Reference:
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
         projections = _Projections(feedback, self.matrices)
+        scratch = _Scratch(_STEPS[rule])
         for update in updates:
             _expect(update.segments, projections)
         for weight, bias, segments in updates:
@@ -204,63 +206,98 @@ class Reference:
             if rule == "sgd" and _is_linear(weight, terms):
                 _accumulate(weight, terms)
             else:
-                _step_rows(rule, weight, terms)
+                _step_rows(weight, terms, scratch)
             if bias is None:
                 continue
             if rule == "sgd" and _is_linear(bias, terms):
                 _accumulate(bias, [(delta, projections.ones(delta)) for delta, _ in terms])
             else:
-                _step_vector(rule, bias, terms)
+                _step_vector(bias, terms, scratch)
+        scratch.flush()
 
 
 # The optimizers' steps, as torch.optim defines them --------------------------------------------
 
 
-def _sgd_(p: Tensor, g: Tensor, states: tuple[Tensor, ...], hyper: Sequence[float]) -> None:
+class _Piece(NamedTuple):
+    """A parameter, or a slice of its rows, with its gradient g and its states."""
+
+    p: Tensor
+    g: Tensor
+    states: tuple[Tensor, ...]
+
+
+def _sgd_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
     """buf ← μ·buf + (1−τ)·(g + λ·p),  p ← p − γ·buf  (Nesterov: p ← p − γ·(g + λ·p + μ·buf))."""
     lr, momentum, dampening, decay, nesterov, maximize, first = hyper
-    if maximize:
-        g = -g
-    if decay:
-        g = g.add(p, alpha=decay)
-    if momentum:
-        (buffer,) = states
-        if first:
-            buffer.copy_(g)
-        else:
-            buffer.mul_(momentum).add_(g, alpha=1 - dampening)
-        g = g.add(buffer, alpha=momentum) if nesterov else buffer
-    p.add_(g, alpha=-lr)
+    for p, g, states in pieces:
+        if maximize:
+            g = -g
+        if decay:
+            g = g.add(p, alpha=decay)
+        if momentum:
+            (buffer,) = states
+            if first:
+                buffer.copy_(g)
+            else:
+                buffer.mul_(momentum).add_(g, alpha=1 - dampening)
+            g = g.add(buffer, alpha=momentum) if nesterov else buffer
+        p.add_(g, alpha=-lr)
 
 
-def _adamw_(p: Tensor, g: Tensor, states: tuple[Tensor, ...], hyper: Sequence[float]) -> None:
+def _adamw_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
     """Loshchilov & Hutter 2019, algorithm 2: decoupled decay, bias-corrected moments."""
     lr, beta1, beta2, eps, decay, maximize, step = hyper
-    mean, square = states
-    if p.device.type in ("cpu", "cuda"):  # torch has it in one pass there
+    device = pieces[0].p.device
+    if device.type in ("cpu", "cuda"):  # torch has it in one pass there
+        parameters, gradients, states = zip(*pieces, strict=True)
+        means, squares = zip(*states, strict=True)
+        count = torch.tensor(step, device=device)
         torch._fused_adamw_(
-            [p], [g], [mean], [square], [], [torch.tensor(step, device=p.device)], lr=lr,
-            beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False,
-            maximize=bool(maximize),
+            parameters, gradients, means, squares, [], [count] * len(pieces), lr=lr, beta1=beta1,
+            beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=bool(maximize),
         )  # fmt: skip
         return
-    if maximize:
-        g = -g
-    p.mul_(1 - lr * decay)
-    mean.lerp_(g, 1 - beta1)
-    square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    root = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
-    p.addcdiv_(mean, root, value=-lr / (1 - beta1**step))
+    for p, g, (mean, square) in pieces:
+        if maximize:
+            g = -g
+        p.mul_(1 - lr * decay)
+        mean.lerp_(g, 1 - beta1)
+        square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        root = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
+        p.addcdiv_(mean, root, value=-lr / (1 - beta1**step))
 
 
-_STEPS: dict[str, Callable[..., None]] = {"sgd": _sgd_, "adamw": _adamw_}
+_Rule = Callable[[list[_Piece], Sequence[float]], None]
+_STEPS: dict[str, _Rule] = {"sgd": _sgd_, "adamw": _adamw_}
 
 
-# Weights: never a tensor of the gradient's size ------------------------------------------------
+# Gradients: a slice of rows at a time, never all of a large weight's ---------------------------
 
-# Elements of a slice of rows: 1 MiB of fp32 stays in the second-level cache between the product
-# that makes it and the step that reads it.
+# Elements of a slice: 1 MiB of fp32 stays in the second-level cache between the product that makes
+# it and the step that reads it.
 _SLICE = 1 << 18
+
+
+class _Scratch:
+    """Pieces that wait for one call of the rule: small layers share it, and the gradients that
+    exist at once are bounded by two slices whatever the network."""
+
+    def __init__(self, rule: _Rule) -> None:
+        self._rule = rule
+        self._waiting: dict[tuple[float, ...], list[_Piece]] = {}
+        self._elements = 0
+
+    def add(self, piece: _Piece, hyper: Sequence[float]) -> None:
+        self._waiting.setdefault(tuple(hyper), []).append(piece)
+        self._elements += piece.g.numel()
+        if self._elements >= _SLICE:
+            self.flush()
+
+    def flush(self) -> None:
+        for hyper, pieces in self._waiting.items():
+            self._rule(pieces, hyper)
+        self._waiting, self._elements = {}, 0
 
 
 def _product(delta: Tensor, inputs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -268,27 +305,27 @@ def _product(delta: Tensor, inputs: Tensor, dtype: torch.dtype) -> Tensor:
     return (delta.T @ inputs.to(delta.dtype)).to(dtype)
 
 
-def _step_rows(rule: str, weight: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """dW a slice of rows at a time, each stepped before the next is made."""
+def _step_rows(weight: Update, terms: Sequence[tuple[Tensor, Tensor]], scratch: _Scratch) -> None:
     parameter, states, hyper = weight
     height, width = parameter.shape
-    rows = max(1, min(_SLICE // max(1, width), -(-height // 2)))
+    rows = max(1, _SLICE // max(1, width))
     for start in range(0, height, rows):
         here = slice(start, start + rows)
         (delta, inputs), *more = terms
         gradient = _product(delta[:, here], inputs, parameter.dtype)
         for delta, inputs in more:
             gradient += _product(delta[:, here], inputs, parameter.dtype)
-        _STEPS[rule](parameter[here], gradient, tuple(s[here] for s in states), hyper)
+        slices = tuple(s[here] if s.numel() else s for s in states)
+        scratch.add(_Piece(parameter[here], gradient, slices), hyper)
 
 
-def _step_vector(rule: str, bias: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _step_vector(bias: Update, terms: Sequence[tuple[Tensor, Tensor]], scratch: _Scratch) -> None:
     parameter, states, hyper = bias
     (delta, _), *more = terms
     gradient = delta.sum(0, dtype=parameter.dtype)
     for delta, _ in more:
         gradient += delta.sum(0, dtype=parameter.dtype)
-    _STEPS[rule](parameter, gradient, states, hyper)
+    scratch.add(_Piece(parameter, gradient, states), hyper)
 
 
 def _is_linear(update: Update, terms: Sequence[tuple[Tensor, Tensor]]) -> bool:
