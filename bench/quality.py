@@ -3,8 +3,8 @@
 Two real data sets, through `dfa-kernels train`. For each, every method is trained at every learning
 rate of one grid with the first seed, and then with all seeds at the rate at which it did best
 there: tuned alike, and on the same test set, so the small optimism is shared. On Fashion-MNIST the
-rate falls linearly to 0, for all methods: with a constant one the last epoch's accuracy is off by
-up to a point from one seed to the next, as much as what is to be told apart. A run that lies under
+rate falls linearly to 0, for all methods, so that the last epoch's accuracy does not hang on its
+last few steps. A run that lies under
 --out already is read instead of made again. The result is bench/results/quality.json.
 """
 

@@ -1,8 +1,8 @@
 """A network of nothing but fused layers, one after another, with a fused optimizer: in one go.
 
 What `Recording` collects layer by layer is known here before the forward pass, so it makes no
-module calls and plans nothing: the same products, the same node and the same records, for a third
-of the Python, which on small layers costs as much as their arithmetic. Whatever is unusual (hooks,
+module calls and plans nothing: the same products, the same node and the same records for less
+Python, which on small layers is what a step waits for. Whatever is unusual (hooks,
 autocast, frozen parameters, an input that is not a plain matrix) takes the general way.
 """
 

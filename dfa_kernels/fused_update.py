@@ -152,7 +152,7 @@ class FusedUpdate(torch.optim.Optimizer):
                 gathered.setdefault(id(entry.weight), []).append(_Term(index, record, entry))
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
         feedback = held.records[0].feedback
-        updates, stepped = [], []
+        updates, stepped, others = [], [], []
         rows: dict = {}
         for terms in gathered.values():
             _, _, (_, weight, bias, _) = terms[0]
@@ -166,7 +166,9 @@ class FusedUpdate(torch.optim.Optimizer):
                 segments = [Segment(r.error, r.scale, entry.layer) for _, r, entry in terms]
                 updates.append(LayerUpdate(step, bias_step, segments))
             else:
-                _materialize(terms)
+                others.append(terms)
+        for terms in others:  # only now: whatever is refused has been refused above
+            _materialize(terms)
         if updates:
             ops.step_(feedback, self.rule, updates)
             self._advance(stepped)

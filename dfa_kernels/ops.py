@@ -3,9 +3,8 @@
 ``dfa_kernels::project``, ``::gradients`` and ``::step_`` carry flat lists, which is all that a
 torch schema can hold; `project`, `gradients` and `step_` here flatten what
 ``backends.contract`` names, and the ops rebuild it for the backend. What is not being traced goes
-to the backend directly: the dispatcher and the lists would cost a small network a tenth of its
-step. Nothing below this file knows of modules or autograd; nothing above it knows which backend
-runs.
+to the backend directly: on a small network the dispatcher and the lists show in the step. Nothing
+below this file knows of modules or autograd; nothing above it knows which backend runs.
 """
 
 from __future__ import annotations

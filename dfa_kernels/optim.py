@@ -1,4 +1,4 @@
-"""SGD and AdamW whose update is fused with the fused layers' gradients, which then never exist.
+"""SGD and AdamW whose update is fused with the fused layers' gradients, which are never kept.
 
     opt = dfa.optim.AdamW(net, lr=1e-3)
     loss.backward()      # leaves (error, inputs, outputs) of every fused layer behind
