@@ -162,7 +162,7 @@ def _without(hyper, column):
 
 def test_use_names_a_backend_for_a_block(registered):
     name = registered(OnlyProjects())
-    assert backends.chosen(CPU) == ("reference", "chosen automatically")
+    assert backends.chosen(CPU)[0] == "reference"
     with backends.use(name):
         assert backends.chosen(CPU)[0] == name
         with backends.use(None):

@@ -13,14 +13,15 @@ import torch
 
 from dfa_kernels.backends.contract import Backend
 from dfa_kernels.backends.reference import Reference
+from dfa_kernels.backends.triton import Triton
 
 #: Tried in this order where nobody named a backend.
-PREFERENCE = ("reference",)
+PREFERENCE = ("triton", "reference")
 
 VARIABLE = "DFA_KERNELS_BACKEND"
 
 _reference = Reference()
-_registered: dict[str, Backend] = {"reference": _reference}
+_registered: dict[str, Backend] = {"triton": Triton(), "reference": _reference}
 _named: str | None = None
 
 

@@ -1,0 +1,102 @@
+"""Starting the kernels: tables and scratch on the device, and compilation before any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from dfa_kernels.backends.triton.table import Tables
+
+
+class Split(NamedTuple):
+    """The scratch of a sum over N in ``parts``: tiles, parts, and a tile's height and width."""
+
+    tiles: int
+    parts: int
+    height: int
+    width: int
+
+
+class Launch(NamedTuple):
+    """A kernel, its programs, the entries of its table, and what it is compiled for; `update`'s
+    hyperparameters and scratch."""
+
+    kernel: Any
+    grid: int
+    table: list[int]
+    constants: Any
+    options: dict[str, int]
+    hyper: tuple[float, ...] | None = None
+    split: Split | None = None
+
+
+class Launcher:
+    """Runs launches in their order, on the current stream of a device."""
+
+    def __init__(self) -> None:
+        self._tables = Tables()
+        self._compiled: set[tuple] = set()
+        # Of every device and stream: zeros, which each launch leaves as it found them.
+        self._arrived: dict[tuple[torch.device, int], Tensor] = {}
+        self._nothing: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def run(self, launches: Sequence[Launch], device: torch.device) -> None:
+        """Compile whatever is new, and only then start the first.
+
+        Raises:
+            what Triton raises where a kernel cannot be compiled or started; nothing has been
+            changed then by a launch that comes after.
+        """
+        ready = [(launch, self._arguments(launch, device)) for launch in launches if launch.grid]
+        if device.type == "cuda":
+            triton.set_allocator(_allocate)
+            for launch, arguments in ready:
+                self._compile(launch, arguments)
+        for launch, arguments in ready:
+            launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
+
+    def _arguments(self, launch: Launch, device: torch.device) -> tuple:
+        table = self._tables.get(launch.table, device)
+        if launch.hyper is None or launch.split is None:
+            return (table,)
+        return (table, launch.hyper, *self._scratch(launch.split, device))
+
+    def _scratch(self, split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        tiles, parts, height, width = split
+        if parts == 1:
+            if device not in self._nothing:
+                kept = (torch.empty(1, device=device), torch.zeros(1, dtype=torch.int32))
+                self._nothing[device] = (kept[0], kept[1].to(device))
+            empty, zero = self._nothing[device]
+            return empty, empty, zero
+        slots = tiles * parts
+        partial = torch.empty(slots * height * width, device=device)
+        partial_bias = torch.empty(slots * height, device=device)
+        return partial, partial_bias, self._counters(tiles, device)
+
+    def _counters(self, tiles: int, device: torch.device) -> Tensor:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return torch.zeros(tiles, dtype=torch.int32, device=device)  # the graph's own
+        stream = torch.cuda.current_stream(device).stream_id if device.type == "cuda" else 0
+        kept = self._arrived.get((device, stream))
+        if kept is None or len(kept) < tiles:
+            kept = torch.zeros(max(tiles, 256), dtype=torch.int32, device=device)
+            self._arrived[device, stream] = kept
+        return kept
+
+    def _compile(self, launch: Launch, arguments: tuple) -> None:
+        key = (launch.constants, *launch.options.values())
+        if key not in self._compiled:
+            launch.kernel.warmup(
+                *arguments, launch.constants, grid=(launch.grid,), **launch.options
+            )
+            self._compiled.add(key)
+
+
+def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Where descriptors of bulk copies live."""
+    return torch.empty(size, device="cuda", dtype=torch.int8)

@@ -1,0 +1,129 @@
+"""Which tiles a launch uses, and whether δ is stored: fixed rules, by shape class and architecture.
+
+The figures come from offline compilation (`python -m bench.machine_code`: registers, shared memory,
+no spills) and from counting bytes and flops; nothing here has been timed on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+
+class Device(NamedTuple):
+    """What the rules know of a GPU: ``kind`` "cuda", "hip" or "cpu" (the interpreter), ``arch`` as
+    80, 90, …, and its multiprocessors."""
+
+    kind: str
+    arch: int
+    multiprocessors: int
+
+    @property
+    def bulk_copies(self) -> bool:
+        """Whether tiles can come by TMA, which the interpreter knows too."""
+        return self.kind == "cpu" or (self.kind == "cuda" and self.arch >= 90)
+
+
+@functools.lru_cache
+def device_of(device: torch.device) -> Device:
+    """What the rules know of a torch device."""
+    if device.type == "cpu":
+        return Device("cpu", 0, 8)
+    properties = torch.cuda.get_device_properties(device)
+    kind = "hip" if torch.version.hip else "cuda"
+    arch = 10 * properties.major + properties.minor
+    return Device(kind, arch, properties.multi_processor_count)
+
+
+class Tiles(NamedTuple):
+    """Rows N, features D and the third dimension (E in `project`, K in `update`) of a tile."""
+
+    n: int
+    d: int
+    k: int
+    warps: int
+    stages: int
+
+
+#: Columns of a tile of δ: what one Philox call makes of ±1.
+_SIGNS = 128
+
+
+def project_tiles(device: Device, half: bool, rows: int, columns: int, width: int) -> Tiles:
+    """Of `project`: ``half``: a 16-bit product; ``rows`` N, ``columns`` Σ D, ``width`` E."""
+    depth = max(16, min(64 if half else 32, 1 << (max(width, 1) - 1).bit_length()))
+    large = -(-rows // 128) * -(-columns // _SIGNS) >= device.multiprocessors
+    if not half:
+        return Tiles(64 if large else 32, _SIGNS, depth, 8 if large else 4, 2)
+    if large:
+        return Tiles(128, _SIGNS, depth, 8, 3)
+    return Tiles(32, _SIGNS, depth, 4, 3)
+
+
+def update_tiles(
+    device: Device, half: bool, tf32: bool, fly: bool, sizes: Iterable[tuple[int, int]]
+) -> Tiles:
+    """Of `update`; ``half``: 16-bit operands; ``fly``: δ is made on the fly; ``sizes``: (D, K) of
+    every weight."""
+    tiles = sum(-(-d // _SIGNS) * -(-k // 128) for d, k in sizes)
+    columns = 128 if tiles >= device.multiprocessors else 64
+    if fly:
+        return Tiles(64 if half else 32, _SIGNS, 64, 8, 2)
+    if half:
+        return Tiles(64, _SIGNS, columns, 8, 3)
+    if tf32:
+        return Tiles(32, _SIGNS, columns, 8, 3)
+    return Tiles(16, _SIGNS, 64, 8, 2)
+
+
+def splits(device: Device, tiles: int, blocks: int) -> int:
+    """Into how many parts the sum over N falls: as many as fill the multiprocessors, each with at
+    least 4 blocks. ``blocks``: the most that a tile sums."""
+    if tiles >= device.multiprocessors or blocks < 8:
+        return 1
+    return max(1, min(device.multiprocessors // max(tiles, 1), blocks // 4, 64))
+
+
+VARIABLE = "DFA_KERNELS_TRITON_DELTA"
+
+#: δ made once by `project` and read by `update`; or made by `update` where it is needed.
+STORED, ON_THE_FLY = "stored", "on-the-fly"
+
+#: The widest error and input for which the rule makes δ on the fly.
+FLY_ERROR, FLY_INPUT = 32, 512
+
+
+def on_the_fly(error_width: int, widest_input: int) -> bool:
+    """Whether δ is made on the fly.
+
+    It saves the write of δ and one launch, and costs a product of 2·N·D·E flop and an f′ for every
+    tile along K. Where K is a few tiles that is the smaller part.
+
+    Raises:
+        ValueError: DFA_KERNELS_TRITON_DELTA is neither "stored" nor "on-the-fly".
+    """
+    asked = os.environ.get(VARIABLE)
+    if asked not in (None, "", STORED, ON_THE_FLY):
+        raise ValueError(f"{VARIABLE} must be {STORED!r} or {ON_THE_FLY!r}, got {asked!r}")
+    if error_width > FLY_ERROR or asked == STORED:
+        return False
+    return asked == ON_THE_FLY or widest_input <= FLY_INPUT
+
+
+def describe() -> str:
+    """The rule, for ``dfa-kernels info``."""
+    asked = os.environ.get(VARIABLE)
+    if asked:
+        return f"δ {asked} ({VARIABLE})"
+    return f"δ on the fly for E ≤ {FLY_ERROR} and K ≤ {FLY_INPUT}, else stored (counted, not timed)"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of a product's operands: tf32 only where the user lets torch's own products use it."""
+    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        return "tf32"
+    return "ieee"
