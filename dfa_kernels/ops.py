@@ -62,7 +62,8 @@ def project(
 ) -> list[Tensor]:
     """δh = e·B·scale (N·k, D) for every opaque point; ``error`` is (N, E)."""
     if not _traced(error):
-        return backends.function("project", error.device)(error, feedback, scale, points)
+        run = backends.function("project", error.device, error.dtype)
+        return run(error, feedback, scale, points)
     return torch.ops.dfa_kernels.project(
         error,
         feedback.values,
@@ -92,7 +93,7 @@ def _project(
         Point(width, stream, k, DTYPES[dtype])
         for width, stream, k, dtype in zip(widths, streams, rows, dtypes, strict=True)
     ]
-    run = backends.function("project", error.device)
+    run = backends.function("project", error.device, error.dtype)
     return run(error, _feedback(matrix, distribution, seed), scale, points)
 
 
@@ -112,7 +113,7 @@ def gradients(
 ) -> list[tuple[Tensor, Tensor]]:
     """dW = δᵀ·x (D, K) and db = Σₙ δ (D,) in ``dtype`` for every fused layer."""
     if not _traced(error):
-        run = backends.function("gradients", error.device)
+        run = backends.function("gradients", error.device, error.dtype)
         return run(error, feedback, scale, layers, dtype)
     flat = torch.ops.dfa_kernels.gradients(
         error,
@@ -151,7 +152,7 @@ def _gradients(
     rows: list[int],
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    run = backends.function("gradients", error.device)
+    run = backends.function("gradients", error.device, error.dtype)
     layers = _layers(inputs, saved, activations, streams, rows)
     made = run(error, _feedback(matrix, distribution, seed), scale, layers, dtype)
     return [gradient for pair in made for gradient in pair]
@@ -173,7 +174,8 @@ def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None
     """The gradients, straight into parameters and optimizer state, in place."""
     first = updates[0].weight.parameter
     if not _traced(first):
-        backends.function("step_", first.device)(feedback, rule, updates)
+        run = backends.function("step_", first.device, first.dtype)
+        run(feedback, rule, updates)
         return
     biases = [u.bias for u in updates if u.bias is not None]
     segments = [s for u in updates for s in u.segments]
@@ -286,7 +288,7 @@ def _step(
         LayerUpdate(weight, next(biases) if has_bias else None, [next(terms) for _ in range(n)])
         for weight, has_bias, n in zip(weights, biased, counts, strict=True)
     ]
-    run = backends.function("step_", parameters[0].device)
+    run = backends.function("step_", parameters[0].device, parameters[0].dtype)
     run(_feedback(matrix, distribution, seed), rule, updates)
 
 

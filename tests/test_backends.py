@@ -171,6 +171,19 @@ def test_use_names_a_backend_for_a_block(registered):
     assert backends.chosen(CPU)[0] == "reference"
 
 
+def test_an_automatic_choice_passes_over_a_backend_that_does_not_take_the_dtype(
+    registered, monkeypatch
+):
+    name = registered(OnlyProjects())
+    monkeypatch.setattr(OnlyProjects, "dtypes", frozenset({torch.float32}), raising=False)
+    monkeypatch.setattr(backends, "PREFERENCE", (name, "reference"))
+    assert backends.chosen(CPU, torch.float32)[0] == name
+    assert backends.chosen(CPU)[0] == name
+    chosen, why = backends.chosen(CPU, torch.float64)
+    assert chosen == "reference"
+    assert f"{name}: it does not take float64" in why
+
+
 def test_the_environment_names_a_backend(registered, monkeypatch):
     name = registered(OnlyProjects())
     monkeypatch.setenv(backends.VARIABLE, name)

@@ -96,8 +96,8 @@ class use:  # noqa: N801 (called like a function)
         _named = self._before
 
 
-def chosen(device: torch.device) -> tuple[str, str]:
-    """The backend for ``device``, and why it was chosen.
+def chosen(device: torch.device, dtype: torch.dtype | None = None) -> tuple[str, str]:
+    """The backend for tensors of ``dtype`` on ``device``, and why it was chosen.
 
     Raises:
         ValueError: an unknown name in DFA_KERNELS_BACKEND.
@@ -115,16 +115,20 @@ def chosen(device: torch.device) -> tuple[str, str]:
         return named, f"named by {by}"
     refused: list[str] = []
     for name in PREFERENCE:
-        reason = _registered[name].unavailable(device)
+        backend = _registered[name]
+        reason = backend.unavailable(device)
+        takes = getattr(backend, "dtypes", None)
+        if reason is None and dtype is not None and takes is not None and dtype not in takes:
+            reason = f"it does not take {str(dtype).removeprefix('torch.')}"
         if reason is None:
             return name, "; ".join(["chosen automatically", *refused])
         refused.append(f"{name}: {reason}")
     raise AssertionError("the reference runs everywhere")
 
 
-def function(name: str, device: torch.device) -> Callable:
+def function(name: str, device: torch.device, dtype: torch.dtype) -> Callable:
     """The chosen backend's ``name``, or the reference's where it has none."""
-    backend = _registered[chosen(device)[0]]
+    backend = _registered[chosen(device, dtype)[0]]
     return getattr(backend, name, None) or getattr(_reference, name)
 
 

@@ -97,7 +97,9 @@ class Backend(Protocol):
     ``step_(feedback, rule, updates) -> None``
 
     ``error`` is (N, E), of unit stride along E or not; ``scale`` multiplies e·B. Nothing that is
-    returned may alias an argument, or another tensor that is returned.
+    returned may alias an argument, or another tensor that is returned. One that does not take every
+    real floating dtype lists those of errors and parameters that it takes in ``dtypes``: with
+    others an automatic choice passes it over.
     """
 
     def unavailable(self, device: torch.device) -> str | None:
