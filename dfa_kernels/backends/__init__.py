@@ -126,7 +126,7 @@ def chosen(device: torch.device, dtype: torch.dtype | None = None) -> tuple[str,
     raise AssertionError("the reference runs everywhere")
 
 
-def function(name: str, device: torch.device, dtype: torch.dtype) -> Callable:
+def function(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable:
     """The chosen backend's ``name``, or the reference's where it has none."""
     backend = _registered[chosen(device, dtype)[0]]
     return getattr(backend, name, None) or getattr(_reference, name)
