@@ -1,8 +1,11 @@
 """The short way through a stack of fused layers: the general way's numbers, and when it is left."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from test_optim import batches
 from torch import nn
 
@@ -75,6 +78,13 @@ def test_any_feedback(feedback, taken):
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
+def test_a_users_matrix_of_another_shape_is_refused_before_the_forward_pass():
+    net = network(feedback=dfa.Feedback.from_matrix(torch.ones(5, 30, dtype=torch.float64)))
+    dfa.optim.SGD(net, lr=0.1)
+    with pytest.raises(ValueError, match="30 columns, but the widest point has 31"):
+        net(torch.ones(2, 13, dtype=torch.float64))
+
+
 def _freeze(net):
     net.module[1].bias.requires_grad_(False)
 
@@ -88,6 +98,7 @@ LEFT = {
     "a frozen parameter": _freeze,
     "a layer replaced": _replace,
     "a layer added": lambda net: net.module.append(dfa.Linear(5, 5).double()),
+    "a backward hook": lambda net: net.module[1].register_full_backward_hook(lambda *_: None),
     "shallow": lambda net: setattr(net, "method", "shallow"),
 }
 
@@ -151,5 +162,79 @@ def test_an_input_changed_in_place_after_the_forward_pass_is_refused(taken):
     x.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+    assert taken == [True]
+    optimizer.zero_grad()
+
+
+def test_an_output_that_the_head_reads_changed_in_place_is_refused(taken):
+    net = network(("tanh", "gelu", "tanh"))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, y),) = batches(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        F.cross_entropy(net(x).mul_(2), y).backward()
+    assert taken == [True]
+    optimizer.zero_grad()
+
+
+def test_hooks_of_every_module_are_called(taken):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    net(x)
+    handle.remove()
+    assert set(net.module) < set(seen)
+    net(x)
+    assert taken == [False, True]
+    optimizer.zero_grad()
+
+
+def test_a_copy_sees_its_own_hooks(taken):
+    net = network()
+    twin = copy.deepcopy(net)
+    optimizer = dfa.optim.SGD(twin, lr=0.1)
+    ((x, _),) = batches(1)
+    net.module[0].register_forward_hook(lambda *_: None)
+    twin(x)
+    twin.module[0].register_forward_hook(lambda *_: None)
+    twin(x)
+    assert taken == [True, False]
+    optimizer.zero_grad()
+
+
+def test_autocast_and_checkpointing_are_general(taken):
+    net = network().float()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    x = torch.ones(2, 13)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert net(x).dtype == torch.bfloat16
+    torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
+    assert taken == [False, False]
+    optimizer.zero_grad()
+
+
+def test_a_second_backward_says_what_was_freed(taken):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    output = net(x)
+    output.sum().backward()
+    with pytest.raises(RuntimeError, match="3 fused layers, whose records the first one freed"):
+        output.sum().backward()
+    assert taken == [True]
+    optimizer.zero_grad()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_a_record_keeps_no_graph(taken):
+    """Not that of the error where there is one, and not that of an output that the head reads."""
+    net = network(("tanh", "gelu", "tanh"))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, y),) = batches(1)
+    F.cross_entropy(net(x), y).backward(create_graph=True)
+    (record,) = optimizer._ledger.records
+    for _, _, _, (error, _, layer) in record.layers:
+        assert not any(t.requires_grad for t in (error, layer.inputs, layer.saved))
     assert taken == [True]
     optimizer.zero_grad()
