@@ -80,9 +80,10 @@ def test_any_feedback(feedback, taken):
 
 def test_a_users_matrix_of_another_shape_is_refused_before_the_forward_pass():
     net = network(feedback=dfa.Feedback.from_matrix(torch.ones(5, 30, dtype=torch.float64)))
-    dfa.optim.SGD(net, lr=0.1)
+    optimizer = dfa.optim.SGD(net, lr=0.1)
     with pytest.raises(ValueError, match="30 columns, but the widest point has 31"):
         net(torch.ones(2, 13, dtype=torch.float64))
+    optimizer.zero_grad()
 
 
 def _freeze(net):
@@ -93,12 +94,21 @@ def _replace(net):
     net.module[1] = dfa.Linear(31, 17, activation="relu").double()
 
 
+def _replace_parameter(net):
+    net.module[1].weight = nn.Parameter(torch.ones(17, 31, dtype=torch.float64))
+
+
 LEFT = {
+    "no bias": lambda net: net.module[1].register_parameter("bias", None),
+    "a parameter replaced": _replace_parameter,
     "a hook": lambda net: net.module[0].register_forward_hook(lambda m, a, h: h * 2),
     "a frozen parameter": _freeze,
     "a layer replaced": _replace,
     "a layer added": lambda net: net.module.append(dfa.Linear(5, 5).double()),
     "a backward hook": lambda net: net.module[1].register_full_backward_hook(lambda *_: None),
+    "a backward pre-hook": lambda net: net.module[1].register_full_backward_pre_hook(
+        lambda *_: None
+    ),
     "shallow": lambda net: setattr(net, "method", "shallow"),
 }
 
@@ -148,9 +158,15 @@ def test_a_head_that_no_longer_is_one_is_named():
 def test_sequences_and_inputs_that_want_a_gradient_are_general(taken):
     net = network()
     optimizer = dfa.optim.SGD(net, lr=0.1)
-    net(torch.ones(2, 3, 13, dtype=torch.float64))
+    net(torch.ones(2, 13, 13, dtype=torch.float64))
     net(torch.ones(2, 13, dtype=torch.float64, requires_grad=True))
-    assert taken == [False, False]
+    net(nn.Parameter(torch.ones(2, 13, dtype=torch.float64), requires_grad=False))
+    x = torch.ones(2, 13, dtype=torch.float64)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        net(x, scale=2)
+    with pytest.raises(TypeError, match="positional arguments"):
+        net(x, x)
+    assert taken == [False] * 5
     optimizer.zero_grad()
 
 
@@ -176,15 +192,15 @@ def test_an_output_that_the_head_reads_changed_in_place_is_refused(taken):
     optimizer.zero_grad()
 
 
-def test_hooks_of_every_module_are_called(taken):
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_of_every_module_are_called(kind, taken):
     net = network()
     optimizer = dfa.optim.SGD(net, lr=0.1)
     ((x, _),) = batches(1)
-    seen = []
-    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+    handle = register(lambda *_: None)
     net(x)
     handle.remove()
-    assert set(net.module) < set(seen)
     net(x)
     assert taken == [False, True]
     optimizer.zero_grad()
