@@ -22,7 +22,7 @@ from dfa_kernels import ops
 from dfa_kernels.activation import ACTIVATIONS
 from dfa_kernels.backends.contract import RULES, Layer, LayerUpdate, Point, Segment, Update
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.pending import PendingGradient, Record, Recorded, Records
+from dfa_kernels.pending import Ledger, Record, Recorded
 
 
 class PointPlan(NamedTuple):
@@ -124,9 +124,9 @@ class ErrorNode(torch.autograd.Function):
 
 
 class DeferringNode(torch.autograd.Function):
-    """`ErrorNode` for a fused update: ``apply(plan, matrix, output, ledger, pending, parameters,
-    chain, *points) -> output``. One `Record` goes to the ledger instead of a gradient to each of
-    the ``parameters``, which are a list and so no inputs of the node.
+    """`ErrorNode` for a fused update: ``apply(plan, matrix, output, leaf, ledger, parameters,
+    chain, *points) -> output``. One `Record` goes to the ledger, whose ``leaf`` is, instead of a
+    gradient to each of the ``parameters``, which are a list and so no inputs of the node.
     """
 
     @staticmethod
@@ -135,15 +135,15 @@ class DeferringNode(torch.autograd.Function):
         plan: Plan,
         matrix: Tensor | None,
         output: Tensor,
-        ledger: Tensor,
-        pending: dict[int, PendingGradient],
+        leaf: Tensor,
+        ledger: Ledger,
         parameters: list[Tensor],
         chain: list[Tensor],
         *points: Tensor,
     ) -> Tensor:
         ctx.plan = plan
         ctx.points = [(p.shape, p.dtype) for p in points]
-        ctx.ledger, ctx.pending, ctx.parameters = ledger, pending, parameters
+        ctx.ledger, ctx.parameters = ledger, parameters
         ctx.save_for_backward(matrix, output if plan.keeps_output else None, *chain)
         return output.view_as(output)
 
@@ -154,18 +154,12 @@ class DeferringNode(torch.autograd.Function):
         matrix, output, *kept = _saved(ctx, plan)
         flat = error.reshape(plan.error_rows, plan.error_width)
         feedback = plan.feedback(matrix)
-        records = _records(plan, flat, output, kept)
-        record = _deferred(ctx, plan, feedback, flat, records)
-        return (
-            None,
-            None,
-            error if ctx.needs_input_grad[2] else None,
-            Records.of(ctx.ledger, (record,)),
-            None,
-            None,
-            None,
-            *_projections(ctx, plan, feedback, flat),
-        )
+        if ctx.ledger.wanted():
+            records = _records(plan, flat, output, kept)
+            ctx.ledger.add(_deferred(ctx.parameters, plan, feedback, flat, records))
+        passed = error if ctx.needs_input_grad[2] else None
+        points = _projections(ctx, plan, feedback, flat)
+        return None, None, passed, None, None, None, None, *points
 
 
 #: The graph task in which each DFA module's node ran last: activation checkpointing runs parts of
@@ -176,14 +170,23 @@ tasks: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 def _saved(ctx: Any, plan: Plan) -> tuple[Tensor | None, ...]:
     if not torch.compiler.is_compiling() and hasattr(ctx, "owner"):
         tasks[ctx.owner] = torch._C._current_graph_task_id()
+    return unfreed(ctx, len(plan.points), len(plan.layers))
+
+
+def unfreed(ctx: Any, points: int, layers: int) -> tuple[Any, ...]:
+    """What a node saved.
+
+    Raises:
+        RuntimeError: a backward pass before this one freed it, or it was changed in place.
+    """
     try:
         return ctx.saved_tensors
     except RuntimeError as freed:
         if "second time" not in str(freed):
             raise
         raise RuntimeError(
-            f"a second backward reached the error point of {len(plan.points)} points and "
-            f"{len(plan.layers)} fused layers, whose records the first one freed: call the "
+            f"a second backward reached the error point of {points} points and "
+            f"{layers} fused layers, whose records the first one freed: call the "
             "first as backward(retain_graph=True)"
         ) from freed
 
@@ -249,29 +252,14 @@ def _parameters(
 
 
 def _deferred(
-    ctx: Any, plan: Plan, feedback: Feedback, error: Tensor, records: list[Layer]
+    parameters: list[Tensor], plan: Plan, feedback: Feedback, error: Tensor, records: list[Layer]
 ) -> Record:
-    """The record of this backward pass. A parameter whose `.grad` is none, or somebody else's,
-    counts records from here on; `.grad` then says that it is pending."""
-    ledger, pending, parameters = ctx.ledger, ctx.pending, ctx.parameters
-    before = ledger.grad
-    if before is not None and all(p.grad is None for p in parameters):
-        before = ledger.grad = None
-    held = 0 if before is None else len(before.records)
     layers = []
     for layer, record in zip(plan.layers, records, strict=True):
-        weight = parameters[layer.weight]
         bias = None if layer.bias < 0 else parameters[layer.bias]
-        layers.append(Recorded(layer.name, weight, bias, record))
-        for p in (weight, bias):
-            if p is None or type(gradient := p.grad) is PendingGradient:
-                continue
-            made = pending.get(id(p))
-            if made is None:
-                made = pending[id(p)] = PendingGradient.of(p, layer.name)
-            made.start, made.dense = held, gradient
-            p.grad = made
-    return Record(feedback, error, plan.scale, layers)
+        segment = Segment(error, plan.scale, record)
+        layers.append(Recorded(layer.name, parameters[layer.weight], bias, segment))
+    return Record(feedback, layers)
 
 
 def _step(

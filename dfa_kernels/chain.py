@@ -1,28 +1,38 @@
 """A network of nothing but fused layers, one after another, with a fused optimizer: in one go.
 
 What `Recording` collects layer by layer is known here before the forward pass, so it makes no
-module calls and plans nothing: the same products, the same node and the same records for less
+module calls and plans nothing: the same products and the same records from one node, for less
 Python, which on small layers is what a step waits for. Whatever is unusual (hooks,
 autocast, frozen parameters, an input that is not a plain matrix) takes the general way.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
+from torch.nn.modules import module as global_hooks
 
 from dfa_kernels.activation import ACTIVATIONS, CODES
-from dfa_kernels.autograd import NOTHING, DeferringNode, LayerPlan, Plan
-from dfa_kernels.backends.contract import HEAD
+from dfa_kernels.autograd import unfreed
+from dfa_kernels.backends.contract import HEAD, Layer, Segment
+from dfa_kernels.feedback import MATRIX, Feedback
+from dfa_kernels.pending import Ledger, Record, Recorded
 
 if TYPE_CHECKING:
     from dfa_kernels.module import DFA, Linear
 
 _IDENTITY = CODES["identity"]
+
+
+class _Link(NamedTuple):
+    """What never changes of a layer."""
+
+    name: str
+    activation: int
+    stream: int
 
 
 class Chain:
@@ -32,21 +42,22 @@ class Chain:
     def __init__(self, owner: DFA, model: nn.Sequential, layers: list[tuple[str, Linear]]) -> None:
         self._owner, self._model = owner, model
         self._children = tuple(model._modules.values())
+        self._hooks = [
+            hooks
+            for m in (model, *self._children)
+            for hooks in (
+                m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks,
+            )
+        ]  # fmt: skip
         self._layers = [layer for _, layer in layers]
-        *hidden, (head, last) = layers
-        plans = [
-            LayerPlan(name, 2 * i, 2 * i + 1, layer.code, owner.stream(name), 1, 2 * i, 2 * i + 1)
-            for i, (name, layer) in enumerate(hidden)
-        ]
-        i = len(hidden)
-        kept = NOTHING if last.code == _IDENTITY else 2 * i + 1
-        plans.append(LayerPlan(head, 2 * i, kept, last.code, HEAD, 1, 2 * i, 2 * i + 1))
-        feedback = owner.feedback
-        widest = max((layer.out_features for _, layer in hidden), default=1)
-        self._plan = Plan(
-            feedback.distribution, feedback.seed, feedback.scale_for(widest), 0,
-            last.out_features, (), tuple(plans), 2 * len(layers), 2 * len(layers),
-        )  # fmt: skip
+        head = self._layers[-1]
+        self.links = []
+        for name, layer in layers:
+            stream = HEAD if layer is head else owner.stream(name)
+            self.links.append(_Link(name, layer.code, stream))
+        self.feedback = owner.feedback
+        self._widest = max((layer.out_features for layer in self._layers[:-1]), default=1)
+        self.scale = self.feedback.scale_for(self._widest)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The network's output; None where the general way must be taken."""
@@ -61,48 +72,91 @@ class Chain:
             own = layer._parameters
             parameters += (own["weight"], own["bias"])
         first = parameters[0]
-        if first.device != x.device or first.dtype != x.dtype or x.size(1) != first.size(1):
+        if first.device != x.device or first.dtype != x.dtype or first.shape[1] != x.shape[1]:
             return None
         for p in parameters:
             if p is None or not p.requires_grad:
                 return None
         if not optimizer.claims(parameters):
             return None
-        kept = []
-        for i, layer in enumerate(self._layers):
-            kept.append(x)
-            weight, bias = parameters[2 * i].detach(), parameters[2 * i + 1].detach()
-            saved = F.linear(x, weight, bias)
-            x = ACTIVATIONS[layer.code].forward_(saved)
-            kept.append(saved)
-        if self._plan.layers[-1].saved == NOTHING:
-            kept.pop()  # the output itself, which nothing reads
-        plan = self._plan._replace(error_rows=x.size(0))
-        matrix = self._owner.feedback_matrix
-        return DeferringNode.apply(plan, matrix, x, *optimizer.ledger(), parameters, kept)
+        ledger = optimizer.ledger()
+        matrix = self._owner._buffers["feedback_matrix"]
+        if matrix is not None:
+            self.feedback.check_shape(
+                self._layers[-1].out_features, self._widest, "the widest point"
+            )
+        return ChainNode.apply(self, matrix, x, ledger.leaf, ledger, parameters)
 
     def _changed(self) -> bool:
         """Whether there is a hook to call, or another layer than there was."""
-        if tuple(self._model._modules.values()) != self._children or (
-            hooks._global_forward_hooks
-            or hooks._global_forward_pre_hooks
-            or hooks._global_backward_hooks
-            or hooks._global_backward_pre_hooks
-        ):
-            return True
-        for m in (self._model, *self._children):
-            if m._forward_hooks or m._forward_pre_hooks:
-                return True
-            if m._backward_hooks or m._backward_pre_hooks:
-                return True
-        return False
+        return (
+            any(self._hooks)
+            or tuple(self._model._modules.values()) != self._children
+            or bool(
+                global_hooks._global_forward_hooks
+                or global_hooks._global_forward_pre_hooks
+                or global_hooks._global_backward_hooks
+                or global_hooks._global_backward_pre_hooks
+            )
+        )
+
+
+class ChainNode(torch.autograd.Function):
+    """``apply(chain, matrix, x, leaf, ledger, parameters) -> output``: the whole forward pass, of
+    which autograd sees none, and in the backward its record for the ledger, whose ``leaf`` is.
+
+    ``parameters``: every layer's weight and bias, in turn. Nothing below asks for a gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        chain: Chain,
+        matrix: Tensor | None,
+        x: Tensor,
+        leaf: Tensor,
+        ledger: Ledger,
+        parameters: list[Tensor],
+    ) -> Tensor:
+        inputs, saved = [], []
+        of = iter(parameters)
+        for (_, activation, _), weight, bias in zip(chain.links, of, of, strict=True):
+            inputs.append(x)
+            x = F.linear(x, weight, bias)
+            saved.append(x)
+            x = ACTIVATIONS[activation].forward_(x)
+        if activation == _IDENTITY:
+            saved.pop()  # the output itself, which nothing reads
+        ctx.chain, ctx.ledger, ctx.parameters = chain, ledger, parameters
+        ctx.save_for_backward(matrix, *inputs, *saved)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[None, ...]:
+        chain: Chain = ctx.chain
+        links = chain.links
+        matrix, *kept = unfreed(ctx, 0, len(links))
+        if error.requires_grad:  # backward(create_graph=True)
+            error = error.detach()
+        inputs, saved = kept[: len(links)], kept[len(links) :]
+        # the head's f′ is read from the output, whose graph is this node
+        saved[len(links) - 1 :] = [h.detach() for h in saved[len(links) - 1 :]] or [error]
+        feedback = chain.feedback if matrix is None else Feedback(MATRIX, values=matrix)
+        of = iter(ctx.parameters)
+        layers = []
+        for (name, f, stream), weight, bias, x, h in zip(links, of, of, inputs, saved, strict=True):
+            segment = Segment(error, chain.scale, Layer(x, h, ACTIVATIONS[f].name, stream, 1))
+            layers.append(Recorded(name, weight, bias, segment))
+        ctx.ledger.add(Record(feedback, layers))
+        return None, None, None, None, None, None
 
 
 def _surrounded(x: Tensor) -> bool:
     """Whether autocast, or hooks on saved tensors such as activation checkpointing's, are on;
     and on the meta device, which autocast does not know."""
+    kind = x.device.type
     return (
-        x.device.type == "meta"
-        or torch.is_autocast_enabled(x.device.type)
+        kind == "meta"
+        or torch.is_autocast_enabled(kind)
         or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     )

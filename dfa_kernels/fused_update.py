@@ -11,20 +11,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
+from torch.optim import optimizer as _torch
 
 from dfa_kernels import ops
 from dfa_kernels.autograd import Plan
-from dfa_kernels.backends.contract import LayerUpdate, Segment, Update
+from dfa_kernels.backends.contract import LayerUpdate, Update
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.module import DFA
-from dfa_kernels.pending import PendingGradient, Record, Recorded, Records
+from dfa_kernels.pending import Ledger, PendingGradient, Recorded
 
 
 class _Term(NamedTuple):
     """A fused layer's part in one record: the ledger's ``number``-th."""
 
     number: int
-    record: Record
+    feedback: Feedback
     entry: Recorded
 
 
@@ -40,9 +42,8 @@ class FusedUpdate(torch.optim.Optimizer):
         self._fused = {
             p for net in nets for layer in net.fused_layers() for p in layer.parameters()
         }
-        # update="step": where records go, and the `.grad` of each fused parameter.
-        self._ledger = torch.zeros((), requires_grad=True)
-        self._pending: dict[int, PendingGradient] = {}
+        # update="step": where records go.
+        self._ledger = Ledger()
         # update="backward": where in the step we are.
         self._handle = ops.provide_hyper(self)
         self._awaiting = False
@@ -54,7 +55,7 @@ class FusedUpdate(torch.optim.Optimizer):
     def _prepare(self) -> None:
         """What a forward pass asks: which parameters are ours; and with update="backward" what the
         node needs of each, made beforehand so that a traced forward pass only reads it."""
-        self._claimed = {id(p) for group in self.param_groups for p in group["params"]}
+        self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
         self._slots = []
         if self.update == "backward":
             self._slots = [
@@ -110,13 +111,19 @@ class FusedUpdate(torch.optim.Optimizer):
 
     # step ----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One optimization step over everything that ``backward()`` left since `zero_grad`.
 
         Raises:
             RuntimeError: a parameter has moved to another device than its optimizer state.
         """
+        step = self._watched_step if _watched(self) else self._step
+        return step() if closure is None else step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # else torch wraps it as `_watched_step` is
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -129,10 +136,11 @@ class FusedUpdate(torch.optim.Optimizer):
         self._step_dense()
         return loss
 
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; the records of the fused layers are freed either way."""
-        if self.update == "step":
-            self._ledger.grad = None
+        self._ledger.records.clear()
         for group in self.param_groups:
             for p in group["params"]:
                 if set_to_none or type(p.grad) is PendingGradient:
@@ -143,45 +151,42 @@ class FusedUpdate(torch.optim.Optimizer):
     def _step_records(self) -> None:
         """One grouped call for the ledger's records; the sums that it cannot express become
         gradients after all."""
-        held = self._ledger.grad
-        if not isinstance(held, Records):
+        records = self._ledger.records
+        if not records:
             return
         gathered: dict[int, list[_Term]] = {}
-        for index, record in enumerate(held.records):
-            for entry in record.layers:
-                gathered.setdefault(id(entry.weight), []).append(_Term(index, record, entry))
-        groups = {id(p): group for group in self.param_groups for p in group["params"]}
-        feedback = held.records[0].feedback
+        for number, (feedback, entries) in enumerate(records):
+            for entry in entries:
+                term = _Term(number, feedback, entry)
+                gathered.setdefault(id(entry.weight), []).append(term)
+        feedback = records[0].feedback
         updates, stepped, others = [], [], []
         rows: dict = {}
         for terms in gathered.values():
-            _, _, (_, weight, bias, _) = terms[0]
-            if _expressible(terms, feedback):
-                step = self._update(weight, groups, rows)
-                stepped.append(weight)
-                bias_step = None
-                if bias is not None:
-                    bias_step = self._update(bias, groups, rows)
-                    stepped.append(bias)
-                segments = [Segment(r.error, r.scale, entry.layer) for _, r, entry in terms]
-                updates.append(LayerUpdate(step, bias_step, segments))
-            else:
+            if not _expressible(terms, feedback):
                 others.append(terms)
+                continue
+            _, weight, bias, _ = terms[0].entry
+            step, bias_step = self._update(weight, rows), None
+            stepped.append(weight)
+            if bias is not None:
+                bias_step = self._update(bias, rows)
+                stepped.append(bias)
+            updates.append(LayerUpdate(step, bias_step, [term.entry.segment for term in terms]))
         for terms in others:  # only now: whatever is refused has been refused above
             _materialize(terms)
         if updates:
             ops.step_(feedback, self.rule, updates)
             self._advance(stepped)
 
-    def _update(self, parameter: Tensor, groups: dict[int, dict[str, Any]], rows: dict) -> Update:
-        group = groups[id(parameter)]
-        states = self._states(parameter, group)
+    def _update(self, parameter: Tensor, rows: dict) -> Update:
+        group = self._groups[id(parameter)]
+        states, device = self._states(parameter, group), parameter.device
         for state in states:
-            if state.device != parameter.device:
+            if state.device != device:
                 raise RuntimeError(
-                    f"a parameter of shape {tuple(parameter.shape)} is on {parameter.device}, but "
-                    f"its optimizer state is on {state.device}: move the model before the first "
-                    "step"
+                    f"a parameter of shape {tuple(parameter.shape)} is on {device}, but its "
+                    f"optimizer state is on {state.device}: move the model before the first step"
                 )
         return Update(parameter, states, self._hyper(parameter, group, rows))
 
@@ -204,14 +209,10 @@ class FusedUpdate(torch.optim.Optimizer):
 
     def claims(self, parameters: list[Tensor]) -> bool:
         """Whether all of a forward pass's fused parameters are this optimizer's to update."""
-        for p in parameters:
-            if id(p) not in self._claimed:
-                return False
-        return bool(parameters)
+        return bool(parameters) and self._groups.keys() >= set(map(id, parameters))
 
-    def ledger(self) -> tuple[Tensor, dict[int, PendingGradient]]:
-        """Where the node of an eager forward pass leaves its record, and the pending gradients
-        that stand for it, by the parameters' ids.
+    def ledger(self) -> Ledger:
+        """Where the node of an eager forward pass leaves its record.
 
         Raises:
             RuntimeError: under torch.compile or DistributedDataParallel.
@@ -222,7 +223,7 @@ class FusedUpdate(torch.optim.Optimizer):
                 'backward cannot: construct it with update="backward", or use torch.optim'
             )
         _check_alone(type(self).__name__)
-        return self._ledger, self._pending
+        return self._ledger
 
     def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
         """What the node of a forward pass needs to update ``parameters`` in its backward.
@@ -303,27 +304,37 @@ def _expressible(terms: list[_Term], feedback: Feedback) -> bool:
                 return False
             if pending.start or pending.dense is not None:
                 return False
-    if len(terms) == 1 and first.feedback is feedback:
+    if len(terms) == 1 and first is feedback:
         return True
     identity = feedback.identity()
-    return all(
-        record.feedback.identity() == identity and entry.bias is bias for _, record, entry in terms
-    )
+    return all(term.feedback.identity() == identity and term.entry.bias is bias for term in terms)
 
 
 def _materialize(terms: list[_Term]) -> None:
     """Make the gradients that the terms of one weight sum to, for torch.optim to apply."""
     totals: dict[Tensor, Tensor] = {}
-    for index, (feedback, error, scale, _), (_, weight, bias, layer) in terms:
+    for number, feedback, (_, weight, bias, (error, scale, layer)) in terms:
         pair = ops.gradients(error, feedback, scale, [layer], weight.dtype)[0]
         for p, gradient in zip((weight, bias), pair, strict=True):
-            if p is None or type(p.grad) is not PendingGradient or index < p.grad.start:
+            if p is None or type(p.grad) is not PendingGradient or number < p.grad.start:
                 continue
             before = totals.get(p, p.grad.dense)
             gradient = gradient.to(p.dtype)
             totals[p] = gradient if before is None else before + gradient
     for p, total in totals.items():
         p.grad = total
+
+
+def _watched(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether anybody hears of a step: a hook, or the profiler. To tell them costs more than the
+    rest of a small network's `step`."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _torch._global_optimizer_pre_hooks
+        or _torch._global_optimizer_post_hooks
+        or profiler._is_profiler_enabled
+    )
 
 
 def _check_alone(name: str) -> None:

@@ -74,10 +74,11 @@ class SGD(FusedUpdate, torch.optim.SGD):
         if not group["momentum"]:
             return (parameter.new_empty(0),)
         state = self.state[parameter]
-        if state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state.get("momentum_buffer")
+        if buffer is None:
+            buffer = state["momentum_buffer"] = torch.zeros_like(parameter)
             self._fresh.add(id(parameter))
-        return (state["momentum_buffer"],)
+        return (buffer,)
 
     def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
         return (
@@ -152,8 +153,8 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
         return float(self.state[parameter]["step"]) + 1
 
     def _advance(self, parameters: list[Tensor]) -> None:
-        for parameter in parameters:
-            self.state[parameter]["step"] += 1
+        if parameters:
+            torch._foreach_add_([self.state[p]["step"] for p in parameters], 1)
 
 
 def _groups(params: Any, update: str) -> tuple[list[dict[str, Any]], tuple[DFA, ...]]:

@@ -1,10 +1,9 @@
 """Gradients that a fused update never makes, and what stands in their place.
 
 With an optimizer of `dfa_kernels.optim`, a backward pass leaves one `Record` for the whole network
-in the gradient of the optimizer's *ledger*, a scalar leaf that exists for nothing else: autograd
-accumulates, drops and keeps records apart by its own rules for gradients. The `.grad` of each
-fused parameter is a `PendingGradient`: its elements do not exist, and whatever asks for them is
-refused in one sentence, so that nothing (clipping, scaling, averaging) passes over them silently.
+in the optimizer's `Ledger`. The `.grad` of each fused parameter is a `PendingGradient`: its
+elements do not exist, and whatever asks for them is refused in one sentence, so that nothing
+(clipping, scaling, averaging) passes over them silently.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
-from dfa_kernels.backends.contract import Layer
+from dfa_kernels.backends.contract import Segment
 from dfa_kernels.feedback import Feedback
 
 _aten = torch.ops.aten
@@ -26,62 +26,24 @@ class Recorded(NamedTuple):
     name: str
     weight: Tensor
     bias: Tensor | None
-    layer: Layer
+    segment: Segment
 
 
 class Record(NamedTuple):
-    """One backward pass: the error (N, E), the scale of its projection, and the fused layers."""
+    """One backward pass: what B was, and the fused layers."""
 
     feedback: Feedback
-    error: Tensor
-    scale: float
     layers: list[Recorded]
 
-
-class _Unmade(torch.Tensor):
-    """A tensor of a leaf's shape, without storage."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def like(cls, leaf: Tensor) -> Any:
-        return torch.Tensor._make_wrapper_subclass(
-            cls, leaf.shape, dtype=leaf.dtype, device=leaf.device
+    def dropped(self) -> bool:
+        """Whether none of its parameters has a gradient."""
+        return all(
+            weight.grad is None and (bias is None or bias.grad is None)
+            for _, weight, bias, _ in self.layers
         )
 
 
-class Records(_Unmade):
-    """The ledger's gradient: the records since it was last dropped."""
-
-    records: tuple[Record, ...]
-
-    @classmethod
-    def of(cls, ledger: Tensor, records: tuple[Record, ...]) -> Records:
-        made = cls.like(ledger)
-        made.records = records
-        return made
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"Records({len(self.records)})"
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        left = args[0]
-        if func is _aten.detach.default:
-            return left
-        if func is _aten.add_.Tensor:
-            left.records += args[1].records
-            return left
-        if func is _aten.add.Tensor:
-            return cls.of(left, left.records + args[1].records)
-        if func is _aten.clone.default:
-            return cls.of(left, left.records)
-        raise RuntimeError(f"{func.name()} was asked of a ledger's records, which are no numbers")
-
-
-class PendingGradient(_Unmade):
+class PendingGradient(torch.Tensor):
     """A fused parameter's `.grad`: what the ledger's records since ``start`` sum to, and the
     ``dense`` gradient beside them where autograd brought one (another use of a tied weight,
     another method's backward)."""
@@ -90,9 +52,13 @@ class PendingGradient(_Unmade):
     start: int
     dense: Tensor | None
 
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
     @classmethod
-    def of(cls, parameter: Tensor, layer: str) -> PendingGradient:
-        made = cls.like(parameter)
+    def of(cls, parameter: Tensor, layer: str) -> Any:
+        made: Any = torch.Tensor._make_wrapper_subclass(
+            cls, parameter.shape, dtype=parameter.dtype, device=parameter.device
+        )
         made.layer, made.start, made.dense = layer, 0, None
         return made
 
@@ -107,7 +73,7 @@ class PendingGradient(_Unmade):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         left = args[0]
-        if func is _aten.add_.Tensor and type(left) is cls and not isinstance(args[1], _Unmade):
+        if func is _aten.add_.Tensor and type(left) is cls and not isinstance(args[1], cls):
             left.dense = args[1].clone() if left.dense is None else left.dense + args[1]
             return left
         flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else (arg,))]
@@ -117,3 +83,39 @@ class PendingGradient(_Unmade):
             "never makes: leave clipping, scaling, averaging and logging of gradients to a "
             "torch.optim optimizer, or keep these parameters out of the dfa_kernels.optim one"
         )
+
+
+class Ledger:
+    """What backward passes left since `zero_grad`.
+
+    ``leaf`` is an input of every node that leaves records: the node's output then requires a
+    gradient, and where autograd would give the leaf none (``backward(inputs=...)``,
+    ``autograd.grad``), there is nothing to record.
+    """
+
+    def __init__(self) -> None:
+        self.leaf = torch.zeros((), requires_grad=True)
+        self.records: list[Record] = []
+        self._accumulates = get_gradient_edge(self.leaf).node
+        self._pending: dict[int, PendingGradient] = {}
+
+    def wanted(self) -> bool:
+        """Whether the backward pass under way accumulates gradients."""
+        return torch._C._will_engine_execute_node(self._accumulates)
+
+    def add(self, record: Record) -> None:
+        """Leave a record. A parameter whose `.grad` is none, or somebody else's, counts records
+        from here on; `.grad` then says that it is pending."""
+        if self.records and record.dropped():
+            self.records.clear()
+        held = len(self.records)
+        for name, weight, bias, _ in record.layers:
+            for p in (weight, bias):
+                if p is None or type(gradient := p.grad) is PendingGradient:
+                    continue
+                made = self._pending.get(id(p))
+                if made is None:
+                    made = self._pending[id(p)] = PendingGradient.of(p, name)
+                made.start, made.dense = held, gradient
+                p.grad = made
+        self.records.append(record)

@@ -234,8 +234,10 @@ class Recording:
         outputs = [p.output for p in self.points]
         matrix, optimizer = owner.feedback_matrix, owner.optimizer_of(parameters)
         if optimizer is not None and optimizer.update == "step":
-            left = optimizer.ledger()
-            made = DeferringNode.apply(plan, matrix, output, *left, parameters, chain, *outputs)
+            ledger = optimizer.ledger()
+            made = DeferringNode.apply(
+                plan, matrix, output, ledger.leaf, ledger, parameters, chain, *outputs
+            )
         else:
             rest: list[Tensor] = []
             if optimizer is not None:

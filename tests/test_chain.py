@@ -1,8 +1,11 @@
 """The short way through a stack of fused layers: the general way's numbers, and when it is left."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from test_optim import batches
 from torch import nn
 
@@ -75,6 +78,14 @@ def test_any_feedback(feedback, taken):
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
+def test_a_users_matrix_of_another_shape_is_refused_before_the_forward_pass():
+    net = network(feedback=dfa.Feedback.from_matrix(torch.ones(5, 30, dtype=torch.float64)))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    with pytest.raises(ValueError, match="30 columns, but the widest point has 31"):
+        net(torch.ones(2, 13, dtype=torch.float64))
+    optimizer.zero_grad()
+
+
 def _freeze(net):
     net.module[1].bias.requires_grad_(False)
 
@@ -83,11 +94,21 @@ def _replace(net):
     net.module[1] = dfa.Linear(31, 17, activation="relu").double()
 
 
+def _replace_parameter(net):
+    net.module[1].weight = nn.Parameter(torch.ones(17, 31, dtype=torch.float64))
+
+
 LEFT = {
+    "no bias": lambda net: net.module[1].register_parameter("bias", None),
+    "a parameter replaced": _replace_parameter,
     "a hook": lambda net: net.module[0].register_forward_hook(lambda m, a, h: h * 2),
     "a frozen parameter": _freeze,
     "a layer replaced": _replace,
     "a layer added": lambda net: net.module.append(dfa.Linear(5, 5).double()),
+    "a backward hook": lambda net: net.module[1].register_full_backward_hook(lambda *_: None),
+    "a backward pre-hook": lambda net: net.module[1].register_full_backward_pre_hook(
+        lambda *_: None
+    ),
     "shallow": lambda net: setattr(net, "method", "shallow"),
 }
 
@@ -137,9 +158,15 @@ def test_a_head_that_no_longer_is_one_is_named():
 def test_sequences_and_inputs_that_want_a_gradient_are_general(taken):
     net = network()
     optimizer = dfa.optim.SGD(net, lr=0.1)
-    net(torch.ones(2, 3, 13, dtype=torch.float64))
+    net(torch.ones(2, 13, 13, dtype=torch.float64))
     net(torch.ones(2, 13, dtype=torch.float64, requires_grad=True))
-    assert taken == [False, False]
+    net(nn.Parameter(torch.ones(2, 13, dtype=torch.float64), requires_grad=False))
+    x = torch.ones(2, 13, dtype=torch.float64)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        net(x, scale=2)
+    with pytest.raises(TypeError, match="positional arguments"):
+        net(x, x)
+    assert taken == [False] * 5
     optimizer.zero_grad()
 
 
@@ -151,5 +178,79 @@ def test_an_input_changed_in_place_after_the_forward_pass_is_refused(taken):
     x.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+    assert taken == [True]
+    optimizer.zero_grad()
+
+
+def test_an_output_that_the_head_reads_changed_in_place_is_refused(taken):
+    net = network(("tanh", "gelu", "tanh"))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, y),) = batches(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        F.cross_entropy(net(x).mul_(2), y).backward()
+    assert taken == [True]
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_of_every_module_are_called(kind, taken):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+    handle = register(lambda *_: None)
+    net(x)
+    handle.remove()
+    net(x)
+    assert taken == [False, True]
+    optimizer.zero_grad()
+
+
+def test_a_copy_sees_its_own_hooks(taken):
+    net = network()
+    twin = copy.deepcopy(net)
+    optimizer = dfa.optim.SGD(twin, lr=0.1)
+    ((x, _),) = batches(1)
+    net.module[0].register_forward_hook(lambda *_: None)
+    twin(x)
+    twin.module[0].register_forward_hook(lambda *_: None)
+    twin(x)
+    assert taken == [True, False]
+    optimizer.zero_grad()
+
+
+def test_autocast_and_checkpointing_are_general(taken):
+    net = network().float()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    x = torch.ones(2, 13)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert net(x).dtype == torch.bfloat16
+    torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
+    assert taken == [False, False]
+    optimizer.zero_grad()
+
+
+def test_a_second_backward_says_what_was_freed(taken):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    output = net(x)
+    output.sum().backward()
+    with pytest.raises(RuntimeError, match="3 fused layers, whose records the first one freed"):
+        output.sum().backward()
+    assert taken == [True]
+    optimizer.zero_grad()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_a_record_keeps_no_graph(taken):
+    """Not that of the error where there is one, and not that of an output that the head reads."""
+    net = network(("tanh", "gelu", "tanh"))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, y),) = batches(1)
+    F.cross_entropy(net(x), y).backward(create_graph=True)
+    (record,) = optimizer._ledger.records
+    for _, _, _, (error, _, layer) in record.layers:
+        assert not any(t.requires_grad for t in (error, layer.inputs, layer.saved))
     assert taken == [True]
     optimizer.zero_grad()

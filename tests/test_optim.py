@@ -355,6 +355,31 @@ def test_step_hooks_run_once():
     assert calls == ["before", "after"]
 
 
+def test_the_profiler_sees_a_step():
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    with torch.autograd.profiler.profile() as seen:
+        optimizer.step()
+    assert "Optimizer.step#SGD.step" in {event.name for event in seen.function_events}
+
+
+def test_a_backward_pass_for_other_leaves_alone_leaves_no_record():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(13, 7), nn.LayerNorm(7), nn.Tanh(), dfa.Linear(7, 7, activation="tanh"),
+        dfa.Linear(7, 5),
+    ).double()  # fmt: skip
+    net = dfa.DFA(model)
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ((x, y),) = batches(1)
+    F.cross_entropy(net(x), y).backward(inputs=[model[0].weight])
+    assert [n for n, p in model.named_parameters() if p.grad is not None] == ["0.weight"]
+    optimizer.step()
+    moved = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert moved == ["0.weight"]
+
+
 def test_the_pending_gradient_says_what_it_is():
     net = network()
     optimizer = dfa.optim.SGD(net, lr=0.1)

@@ -1,0 +1,196 @@
+"""How the reference steps a layer from its δ and x: by SGD or AdamW, never holding dW whole.
+
+SGD is linear in the gradient, so δᵀ·x goes straight into the momentum buffer (`_accumulate`); other
+rules see a gradient, a slice of rows at a time (`_Scratch`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfa_kernels.backends.contract import RULES, Update
+
+#: (δ, x) of every segment that a layer's gradient sums.
+Terms = Sequence[tuple[Tensor, Tensor]]
+
+
+class Step:
+    """One optimizer step over the layers that are added. Small layers share one call of the rule,
+    so the last of them are not stepped before `flush`."""
+
+    def __init__(self, rule: str) -> None:
+        self._linear = rule == "sgd"
+        self._scratch = _Scratch(_STEPS[rule])
+        self._ones: dict[tuple, Tensor] = {}
+
+    def add(self, weight: Update, bias: Update | None, terms: Terms) -> None:
+        if self._linear and _is_linear(weight, bias, terms):
+            factors = [(delta.T, inputs) for delta, inputs in terms]
+            _accumulate(weight, torch.Tensor.addmm_, factors)
+            if bias is not None:  # a weight whose input is 1
+                factors = [(delta, self._ones_for(delta)) for delta, _ in factors]
+                _accumulate(bias, torch.Tensor.addmv_, factors)
+            return
+        _step_rows(weight, terms, self._scratch)
+        if bias is not None:
+            _step_vector(bias, terms, self._scratch)
+
+    def flush(self) -> None:
+        self._scratch.flush()
+
+    def _ones_for(self, transposed: Tensor) -> Tensor:
+        """As many as δᵀ has columns, once for all layers that ask alike."""
+        key = transposed.shape[1], transposed.dtype, transposed.device
+        ones = self._ones.get(key)
+        if ones is None:
+            ones = self._ones[key] = transposed.new_ones(key[0])
+        return ones
+
+
+class _Piece(NamedTuple):
+    """A parameter, or a slice of its rows, with its gradient g and its states."""
+
+    p: Tensor
+    g: Tensor
+    states: tuple[Tensor, ...]
+
+
+def _sgd_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
+    """buf ← μ·buf + (1−τ)·(g + λ·p),  p ← p − γ·buf  (Nesterov: p ← p − γ·(g + λ·p + μ·buf))."""
+    lr, momentum, dampening, decay, nesterov, maximize, first = hyper
+    for p, g, states in pieces:
+        if maximize:
+            g = -g
+        if decay:
+            g = g.add(p, alpha=decay)
+        if momentum:
+            (buffer,) = states
+            if first:
+                buffer.copy_(g)
+            else:
+                buffer.mul_(momentum).add_(g, alpha=1 - dampening)
+            g = g.add(buffer, alpha=momentum) if nesterov else buffer
+        p.add_(g, alpha=-lr)
+
+
+def _adamw_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
+    """Loshchilov & Hutter 2019, algorithm 2: decoupled decay, bias-corrected moments."""
+    lr, beta1, beta2, eps, decay, maximize, step = hyper
+    device = pieces[0].p.device
+    if device.type in ("cpu", "cuda"):  # torch has it in one pass there
+        parameters, gradients, states = zip(*pieces, strict=True)
+        means, squares = zip(*states, strict=True)
+        count = torch.tensor(step, device=device)
+        torch._fused_adamw_(
+            parameters, gradients, means, squares, [], [count] * len(pieces), lr=lr, beta1=beta1,
+            beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=bool(maximize),
+        )  # fmt: skip
+        return
+    for p, g, (mean, square) in pieces:
+        if maximize:
+            g = -g
+        p.mul_(1 - lr * decay)
+        mean.lerp_(g, 1 - beta1)
+        square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        root = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
+        p.addcdiv_(mean, root, value=-lr / (1 - beta1**step))
+
+
+_Rule = Callable[[list[_Piece], Sequence[float]], None]
+_STEPS: dict[str, _Rule] = {"sgd": _sgd_, "adamw": _adamw_}
+
+
+# Gradients: a slice of rows at a time, never all of a large weight's ---------------------------
+
+# Elements of a slice: 1 MiB of fp32 stays in the second-level cache between the product that makes
+# it and the step that reads it.
+_SLICE = 1 << 18
+
+
+class _Scratch:
+    """Pieces that wait for one call of the rule: small layers share it, and the gradients that
+    exist at once are bounded by two slices whatever the network."""
+
+    def __init__(self, rule: _Rule) -> None:
+        self._rule = rule
+        self._waiting: dict[tuple[float, ...], list[_Piece]] = {}
+        self._elements = 0
+
+    def add(self, piece: _Piece, hyper: Sequence[float]) -> None:
+        self._waiting.setdefault(tuple(hyper), []).append(piece)
+        self._elements += piece.g.numel()
+        if self._elements >= _SLICE:
+            self.flush()
+
+    def flush(self) -> None:
+        for hyper, pieces in self._waiting.items():
+            self._rule(pieces, hyper)
+        self._waiting, self._elements = {}, 0
+
+
+def product(delta: Tensor, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """dW = δᵀ·x (D, K), or those of its rows whose δ is given."""
+    return (delta.T @ inputs.to(delta.dtype)).to(dtype)
+
+
+def _step_rows(weight: Update, terms: Terms, scratch: _Scratch) -> None:
+    parameter, states, hyper = weight
+    height, width = parameter.shape
+    rows = max(1, _SLICE // max(1, width))
+    for start in range(0, height, rows):
+        here = slice(start, start + rows)
+        (delta, inputs), *more = terms
+        gradient = product(delta[:, here], inputs, parameter.dtype)
+        for delta, inputs in more:
+            gradient += product(delta[:, here], inputs, parameter.dtype)
+        slices = tuple(s[here] if s.numel() else s for s in states)
+        scratch.add(_Piece(parameter[here], gradient, slices), hyper)
+
+
+def _step_vector(bias: Update, terms: Terms, scratch: _Scratch) -> None:
+    parameter, states, hyper = bias
+    (delta, _), *more = terms
+    gradient = delta.sum(0, dtype=parameter.dtype)
+    for delta, _ in more:
+        gradient += delta.sum(0, dtype=parameter.dtype)
+    scratch.add(_Piece(parameter, gradient, states), hyper)
+
+
+# SGD without even a slice of dW -----------------------------------------------------------------
+
+_NESTEROV = RULES["sgd"].hyper.index("nesterov")
+
+
+def _is_linear(weight: Update, bias: Update | None, terms: Terms) -> bool:
+    """Whether SGD's step is linear in the gradients, and in one dtype throughout."""
+    dtype = weight.parameter.dtype
+    if weight.hyper[_NESTEROV]:
+        return False
+    if bias is not None and (bias.hyper[_NESTEROV] or bias.parameter.dtype != dtype):
+        return False
+    return {tensor.dtype for pair in terms for tensor in pair} == {dtype}
+
+
+def _accumulate(
+    update: Update, add_: Callable[..., Tensor], factors: list[tuple[Tensor, Tensor]]
+) -> None:
+    """δᵀ·x goes straight into the momentum buffer, or into the weight."""
+    parameter, states, (lr, momentum, dampening, decay, _, maximize, first) = update
+    if momentum:
+        target, gain = states[0], 1.0 if first else 1 - dampening
+        beta = 0.0 if first else momentum
+    else:
+        target, gain, beta = parameter, -lr, 1 - lr * decay
+    alpha = -gain if maximize else gain
+    for left, right in factors:
+        add_(target, left, right, beta=beta, alpha=alpha)
+        beta = 1.0
+    if momentum:
+        if decay:
+            target.add_(parameter, alpha=gain * decay)
+        parameter.add_(target, alpha=-lr)
