@@ -1,0 +1,113 @@
+"""The Triton backend on CPU tensors, in Triton's interpreter: a pytest run of its own.
+
+    python -m pytest tests/interpreted
+
+Triton reads TRITON_INTERPRET when a kernel is defined, so it is set here, before the first import.
+"""
+
+import os
+import sys
+
+import pytest
+
+if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+    raise pytest.UsageError("tests/interpreted must be a pytest run of its own: Triton is imported")
+os.environ["TRITON_INTERPRET"] = "1"
+
+import bfloat16
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from dfa_kernels import backends
+from dfa_kernels.backends.triton import rules
+from dfa_kernels.backends.triton.launch import Launcher
+
+BROKEN = bfloat16.repair()
+
+
+def _patch_the_language_once() -> None:
+    """The interpreter looks through all of triton.language at each call of a device function, which
+    is half of its time; what it replaces there can stay replaced."""
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(function):
+        visible = [v for v in function.__globals__.values() if v is tl or v is tl.core]
+        key = frozenset(map(id, visible))
+        if key not in patched:
+            patch(function)
+            patched.add(key)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_once
+
+
+_patch_the_language_once()
+
+
+def check_overflow(wanted: bool) -> None:
+    """Whether every integer sum and product is checked for overflow, a quarter of the time."""
+    options = interpreter.InterpreterOptions(sanitize_overflow=wanted)
+    interpreter.interpreter_builder.options = options
+
+
+check_overflow(False)
+
+
+@pytest.fixture(autouse=True)
+def on_triton():
+    with backends.use("triton"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def unwritten_is_nan():
+    """Memory that nobody wrote to is NaN: torch.empty fills it in deterministic mode."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def overflow_checked():
+    check_overflow(True)
+    yield
+    check_overflow(False)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Every launch of a kernel from here on."""
+    seen, run = [], Launcher.run
+
+    def recording(self, launches, device):
+        seen.extend(launch for launch in launches if launch.grid)
+        run(self, launches, device)
+
+    monkeypatch.setattr(Launcher, "run", recording)
+    return seen
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Have the rules believe in another device."""
+
+    def believe(multiprocessors=8, kind="cpu"):
+        pretended = rules.Device(kind, 0, multiprocessors)
+        monkeypatch.setattr(rules, "device_of", lambda _: pretended)
+        return pretended
+
+    return believe
+
+
+@pytest.fixture
+def delta(monkeypatch):
+    """Name how δ is made, whatever the rule says."""
+    return lambda how: monkeypatch.setenv(rules.VARIABLE, how)
+
+
+@pytest.fixture(params=[rules.STORED, rules.ON_THE_FLY])
+def either_delta(request, delta):
+    """δ stored, and δ on the fly."""
+    delta(request.param)
+    return request.param
