@@ -4,11 +4,12 @@
     gradients   δ  = (e·B·scale) ⊙ f′,   dW = δᵀ·x,   db = Σₙ δ
     step_       the same, straight into the weights and the optimizer's state
 
-It keeps the materialised B it used last (`_Matrices`), which the kernels to come never store.
+It keeps the materialised B it used last (`_Matrices`), which the kernels never store.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -118,9 +119,15 @@ class _Projections:
         return projection
 
 
+@functools.cache
+def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a product with beta = 0 is added to: addmm scales as it multiplies, mm does not."""
+    return torch.zeros((), dtype=dtype, device=device)
+
+
 def _scaled_product(error: Tensor, matrix: Tensor, scale: float) -> Tensor:
     """e·B·scale, B widened to the error's dtype a slab at a time where it is kept in another."""
-    nothing = error.new_empty(())
+    nothing = _nothing(error.dtype, error.device)
     if matrix.dtype == error.dtype:
         return torch.addmm(nothing, error, matrix, beta=0, alpha=scale)
     height = max(1, _SLAB // (matrix.shape[1] * error.itemsize))
