@@ -74,12 +74,15 @@ def check_step(feedback, rule, updates):
     start = [t.clone() for t in tensors(updates)]
     made = _run(ops.step_, feedback, rule, updates)
     for before, now in zip(start, tensors(updates), strict=True):
-        assert torch.equal(before, now), "the copy's step changed the original"
+        assert torch.equal(before.nan_to_num(), now.nan_to_num()), "the original was changed"
     plain = _run(Reference().step_, feedback, rule, updates)
     truth = _run(Reference().step_, _wide_feedback(feedback), rule, _wide(updates))
     slack = _slack(feedback, rule, updates)
     for i, (ours, theirs, right) in enumerate(zip(made, plain, truth, strict=True)):
-        rounding = 2 * torch.finfo(ours.dtype).eps * (right.abs() + start[i].double().abs())
+        if not ours.numel():
+            continue
+        size = right.abs() + start[i].double().nan_to_num().abs()
+        rounding = 2 * torch.finfo(ours.dtype).eps * size
         _compare(f"tensor {i}", ours, theirs, right, slack[i] + rounding)
     return made
 

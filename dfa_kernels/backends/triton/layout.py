@@ -44,10 +44,12 @@ def check(tensor: Tensor, name: str, rows: int = 1) -> None:
 
 
 def as_rows(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The matrix itself where the elements of a row are adjacent, else a copy; in ``dtype``."""
+    """The matrix itself where the elements of a row are adjacent and no rows overlap, else a copy;
+    in ``dtype``."""
     if dtype is not None and matrix.dtype != dtype:
         matrix = matrix.to(dtype)
-    if matrix.shape[1] > 1 and matrix.stride(1) != 1:
+    height, width = matrix.shape
+    if (width > 1 and matrix.stride(1) != 1) or (height > 1 and matrix.stride(0) < width):
         matrix = matrix.contiguous()
     return matrix
 

@@ -208,7 +208,7 @@ def _sum(
         else:  # rows of whole vectors, with zeros beyond the width
             delta = at(segment, 3, C.x, True)
             delta_stride = size(segment, 4, C.unit)
-            padded = delta_stride.to(tl.int32)
+            padded = tl.cdiv(height, C.unit) * C.unit
             if BULK:
                 deltas = tl.make_tensor_descriptor(
                     delta, [rows, padded], [delta_stride, 1], [C.n, C.d]
