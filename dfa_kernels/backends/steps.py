@@ -83,14 +83,8 @@ def _adamw_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
     lr, beta1, beta2, eps, decay, maximize, step = hyper
     device = pieces[0].p.device
     if device.type in ("cpu", "cuda"):  # torch has it in one pass there
-        parameters, gradients, states = zip(*pieces, strict=True)
-        means, squares = zip(*states, strict=True)
-        count = torch.tensor(step, device=device)
-        torch._fused_adamw_(
-            parameters, gradients, means, squares, [], [count] * len(pieces), lr=lr, beta1=beta1,
-            beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=bool(maximize),
-        )  # fmt: skip
-        return
+        _fused_adamw_([piece for piece in pieces if _of_one_layout(piece)], hyper)
+        pieces = [piece for piece in pieces if not _of_one_layout(piece)]
     for p, g, (mean, square) in pieces:
         if maximize:
             g = -g
@@ -99,6 +93,25 @@ def _adamw_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
         square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         root = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
         p.addcdiv_(mean, root, value=-lr / (1 - beta1**step))
+
+
+def _of_one_layout(piece: _Piece) -> bool:
+    """Whether element i of each lies at the same place: torch's fused step looks at no strides."""
+    p, g, states = piece
+    return p.stride() == g.stride() and all(s.stride() == g.stride() for s in states)
+
+
+def _fused_adamw_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
+    if not pieces:
+        return
+    lr, beta1, beta2, eps, decay, maximize, step = hyper
+    parameters, gradients, states = zip(*pieces, strict=True)
+    means, squares = zip(*states, strict=True)
+    count = torch.tensor(step, device=pieces[0].p.device)
+    torch._fused_adamw_(
+        parameters, gradients, means, squares, [], [count] * len(pieces), lr=lr, beta1=beta1,
+        beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=bool(maximize),
+    )  # fmt: skip
 
 
 _Rule = Callable[[list[_Piece], Sequence[float]], None]
