@@ -1,0 +1,80 @@
+"""What an operation must do at the least, from the mathematics: flops, and bytes of device memory.
+
+Each input is read once and each output written once; B is made in registers and is no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Work(NamedTuple):
+    """Floating-point operations of the matrix products, and bytes moved."""
+
+    flops: int
+    bytes: int
+
+
+class Floor(NamedTuple):
+    """The least milliseconds that `Work` can take, and what takes them: "memory" or "products"."""
+
+    ms: float
+    bound: str
+
+
+def project(
+    rows: int, error: int, widths: Sequence[int], shared: bool, size: int, saved: bool = True
+) -> Work:
+    """δ = (e·B·scale) ⊙ f′(saved) for layers of ``widths``; ``size``: bytes of an element.
+
+    ``shared``: one product for all, as wide as the widest. ``saved``: f′ is read from a tensor
+    beside the one that is written; opaque points write alone.
+    """
+    columns = max(widths) if shared else sum(widths)
+    moved = rows * error + rows * sum(widths) * (2 if saved else 1)
+    return Work(2 * rows * error * columns, moved * size)
+
+
+def update(
+    rows: int, sizes: Sequence[tuple[int, int]], size: int, parameter: int, states: int
+) -> Work:
+    """dW = δᵀ·x and the optimizer's step in place, for weights (D, K) and biases (D,).
+
+    ``size``: bytes of an element of δ and x; ``parameter``: of a parameter and each of its
+    ``states``, which are read and written.
+    """
+    flops = sum(2 * rows * d * k for d, k in sizes)
+    read = sum(rows * (d + k) for d, k in sizes) * size
+    stepped = sum(d * k + d for d, k in sizes) * parameter * 2 * (1 + states)
+    return Work(flops, read + stepped)
+
+
+def store(rows: int, sizes: Sequence[tuple[int, int]], size: int, parameter: int) -> Work:
+    """dW = δᵀ·x and db, written."""
+    flops = sum(2 * rows * d * k for d, k in sizes)
+    read = sum(rows * (d + k) for d, k in sizes) * size
+    return Work(flops, read + sum(d * k + d for d, k in sizes) * parameter)
+
+
+def forward(rows: int, sizes: Sequence[tuple[int, int]]) -> int:
+    """Flops of a network's forward pass."""
+    return sum(2 * rows * d * k for d, k in sizes)
+
+
+def backpropagation(rows: int, sizes: Sequence[tuple[int, int]]) -> int:
+    """Flops of a step: forward, dW, and Wᵀδ for all but the first layer."""
+    first = 2 * rows * sizes[0][0] * sizes[0][1]
+    return 3 * forward(rows, sizes) - first
+
+
+def direct_feedback(rows: int, sizes: Sequence[tuple[int, int]], error: int) -> int:
+    """Flops of a step: forward, dW, and one projection as wide as the widest hidden layer."""
+    widest = max((d for d, _ in sizes[:-1]), default=0)
+    return 2 * forward(rows, sizes) + 2 * rows * error * widest
+
+
+def floor(work: Work, copy: float, rate: float) -> Floor:
+    """``copy``: bytes a second, read and written; ``rate``: flops a second of large products."""
+    memory, products = work.bytes / copy * 1e3, work.flops / rate * 1e3
+    return Floor(memory, "memory") if memory >= products else Floor(products, "products")

@@ -1,0 +1,131 @@
+"""What a part of `bench.gpu` finds out: rows of three kinds, as they stand in the JSON.
+
+Whether a target is reached is decided by the quartiles: where they straddle it, nothing is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from bench.gpu import counting
+from bench.gpu.counting import Work
+
+Row = dict[str, Any]
+
+REACHED, MISSED, UNDECIDED = "reached", "missed", "undecided"
+
+
+class Spread(NamedTuple):
+    """A median between its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Of one sample or more."""
+    if len(samples) == 1:
+        return Spread(samples[0], samples[0], samples[0])
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Spread(middle, low, high)
+
+
+def verdict(value: Spread, target: float) -> str:
+    """More is better."""
+    if not all(math.isfinite(v) for v in value):
+        return UNDECIDED
+    if value.low >= target:
+        return REACHED
+    return MISSED if value.high < target else UNDECIDED
+
+
+def timed(
+    name: str, ms: Sequence[float], work: Work, rate: str = "bf16", target: str | None = None
+) -> Row:
+    """A kernel's time and what it did. ``rate``: the products' ceiling that it is held against;
+    ``target``: a name of `TARGETS`."""
+    return {
+        "kind": "timed",
+        "name": name,
+        "ms": list(spread(ms)),
+        "rounds": len(ms),
+        "flops": work.flops,
+        "bytes": work.bytes,
+        "rate": rate,
+        "target": target,
+    }
+
+
+def compared(
+    name: str, ours: Sequence[float], rival: Sequence[float], against: str, target: float | None
+) -> Row:
+    """The rival's time by ours, round by round; more is faster."""
+    ratios = [b / a for a, b in zip(ours, rival, strict=True)]
+    return {
+        "kind": "compared",
+        "name": name,
+        "against": against,
+        "ms": list(spread(ours)),
+        "rival_ms": list(spread(rival)),
+        "ratio": list(spread(ratios)),
+        "rounds": len(ratios),
+        "target": target,
+        "verdict": verdict(spread(ratios), 1.0 if target is None else target),
+    }
+
+
+def fact(name: str, value: object, wanted: object = None, unit: str = "") -> Row:
+    """Something that is so or is not; ``wanted`` None: only worth knowing."""
+    row: Row = {"kind": "fact", "name": name, "value": value, "unit": unit, "wanted": wanted}
+    if wanted is not None:
+        row["verdict"] = REACHED if value == wanted else MISSED
+    return row
+
+
+class Target(NamedTuple):
+    """Fractions of the ceiling that binds: of the copy bandwidth, of the products' rate."""
+
+    memory: float
+    products: float
+
+    def __str__(self) -> str:
+        if not self.memory:
+            return f"≥ {self.products:.0%} of products"
+        return f"≥ {self.memory:.0%} of copy, {self.products:.0%} of products"
+
+
+#: `project`: 90 % of the copy bandwidth until arithmetic takes over, then 70 % of the products'
+#: rate. `update`: 80 % of the products' rate, the optimizer included.
+TARGETS = {"project": Target(0.9, 0.7), "update": Target(0.0, 0.8)}
+
+
+def against_ceilings(row: Row, ceilings: dict[str, float]) -> Row:
+    """A timed row with GB/s, TFLOP/s, the floor, its percentage and the verdict.
+
+    ``ceilings``: "copy" in bytes a second, and products' rates in flops a second by dtype. Without
+    those that the row needs, it says nothing of them.
+    """
+    median, low, high = row["ms"]
+    made = dict(row)
+    made["gb_per_s"] = row["bytes"] / median / 1e6
+    made["tflop_per_s"] = row["flops"] / median / 1e9
+    copy, rate = ceilings.get("copy"), ceilings.get(row["rate"])
+    if copy is None or rate is None:
+        return made
+    work = Work(row["flops"], row["bytes"])
+    bound = counting.floor(work, copy, rate)
+    if row["target"] == "update":  # held against the products alone: the step is on top
+        bound = counting.Floor(work.flops / rate * 1e3, "products")
+    made["floor_ms"], made["bound"] = bound
+    share = Spread(bound.ms / median, bound.ms / high, bound.ms / low)
+    made["share"] = list(share)
+    if row["target"] is not None:
+        target = TARGETS[row["target"]]
+        wanted = target.memory if bound.bound == "memory" else target.products
+        made["wanted_share"] = wanted
+        made["verdict"] = verdict(share, wanted)
+    return made

@@ -1,0 +1,131 @@
+"""Whole steps, ours beside its rivals, in turns: `contestants` on `networks`."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from bench.gpu import counting
+from bench.gpu.contestants import COMPILED, CONTESTANTS, EAGER, OURS, REFERENCE, Setting
+from bench.gpu.context import Context
+from bench.gpu.networks import MLP, NeRF, Task
+from bench.gpu.rows import Row, compared, fact
+from bench.gpu.timing import Run, graphed, rounds, warm
+
+LARGE, SMALL, FIELD = MLP(8192, 4096, 8, 4096, 1000), MLP(256, 256, 8, 256, 10), NeRF(65536)
+TINY, TINY_FIELD = MLP(8, 16, 2, 16, 4), NeRF(8, 16, 5, 3)
+
+#: Ours against compiled backpropagation, in eager steps and as CUDA graphs; and against the
+#: compiled reference, in every shape.
+LARGE_TARGET, SMALL_TARGET, SMALL_GRAPH_TARGET, FIELD_TARGET = 1.6, 4.0, 1.5, 1.6
+REFERENCE_TARGET = 1.15
+
+
+def large(context: Context) -> None:
+    _compare(context, context.pick(LARGE, TINY), LARGE_TARGET)
+
+
+def large_bf16(context: Context) -> None:
+    _compare(context, context.pick(LARGE, TINY), LARGE_TARGET, precision="bf16")
+
+
+def small(context: Context) -> None:
+    _compare(context, context.pick(SMALL, TINY), SMALL_TARGET)
+
+
+def small_bf16(context: Context) -> None:
+    _compare(context, context.pick(SMALL, TINY), SMALL_TARGET, precision="bf16")
+
+
+def small_graph(context: Context) -> None:
+    context.say(
+        "A CUDA graph of our AdamW's step repeats the step count that it was captured with, "
+        "which is a kernel parameter: its time is a step's, its bias correction is not. SGD's "
+        "graph has no such limit; torch.optim's AdamW is capturable=True."
+    )
+    _compare(context, context.pick(SMALL, TINY), SMALL_GRAPH_TARGET, graph=True)
+
+
+def small_graph_bf16(context: Context) -> None:
+    task = context.pick(SMALL, TINY)
+    _compare(context, task, SMALL_GRAPH_TARGET, precision="bf16", graph=True)
+
+
+def small_graph_sgd(context: Context) -> None:
+    _compare(context, context.pick(SMALL, TINY), None, rule="sgd", graph=True)
+
+
+def field(context: Context) -> None:
+    _compare(context, context.pick(FIELD, TINY_FIELD), FIELD_TARGET)
+
+
+def field_bf16(context: Context) -> None:
+    _compare(context, context.pick(FIELD, TINY_FIELD), FIELD_TARGET, precision="bf16")
+
+
+def _compare(
+    context: Context,
+    task: Task,
+    target: float | None,
+    *,
+    precision: str = "autocast",
+    rule: str = "adamw",
+    graph: bool = False,
+) -> None:
+    torch.compiler.reset()
+    setting = Setting(context.device, precision, rule, graph, context.compiler)
+    steps = _built(context, task, setting)
+    if OURS not in steps:
+        raise RuntimeError("our own step could not be built: see the notes")
+    times = rounds(
+        steps, context.device, min(0.6 * context.left(), context.share(1, 8)), least=context.least
+    )
+    how = f"{precision}, {rule}" + (", CUDA graphs" if graph else "")
+    for against in (COMPILED, EAGER, REFERENCE):
+        if against in times:
+            wanted = {COMPILED: target, REFERENCE: REFERENCE_TARGET}.get(against)
+            context.emit(
+                compared(f"step, {task}, {how}", times[OURS], times[against], against, wanted)
+            )
+    for name in times:
+        if name not in (OURS, EAGER, REFERENCE) and name != COMPILED and COMPILED in times:
+            row = compared(f"step, {task}, {how}", times[name], times[COMPILED], COMPILED, None)
+            context.emit({**row, "ours": name})
+    for row in _counted(task):
+        context.emit(row)
+    steps.clear()
+    gc.collect()
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _built(context: Context, task: Task, setting: Setting) -> dict[str, Run]:
+    """The steps that could be built and warmed up; of the others a note says why not."""
+    steps = {}
+    for name, make in CONTESTANTS.items():
+        if steps and context.left() < 0.2 * context.seconds:
+            context.say(f"{task}: {name} was left out, for its part's time was short")
+            continue
+        try:
+            step = make(task, setting)
+            if setting.graph and not context.tiny:
+                step = graphed(step)
+            warm(step, context.device, context.pick(5, 1))
+            steps[name] = step
+        except Exception as failed:
+            reason = str(failed).strip().splitlines() or [""]
+            context.say(f"{task}: {name} did not run: {type(failed).__name__}: {reason[0][:300]}")
+            if context.device.type == "cuda":
+                torch.cuda.synchronize()  # raises where the device itself has failed
+    return steps
+
+
+def _counted(task: Task) -> list[Row]:
+    """The flops that bound the ratio, without optimizer and activations."""
+    sizes = task.sizes()
+    error = 4 if isinstance(task, NeRF) else sizes[-1][0]
+    theirs = counting.backpropagation(task.batch, sizes)
+    ours = counting.direct_feedback(task.batch, sizes, error)
+    ratio = round(theirs / ours, 3)
+    return [fact(f"{task}: backpropagation's flops by DFA's", ratio)]

@@ -1,0 +1,170 @@
+"""Runs parts one after another in a process that may die: what it found until then is kept.
+
+A wild address leaves a CUDA context unusable, a deadlock leaves it waiting, and a compiler may
+crash. So the parts run in a worker, their rows come back one by one, and a worker that is late,
+dead, or whose device has failed is replaced before the next part.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from bench.gpu.context import Context
+from bench.gpu.rows import Row
+
+DONE, FAILED, SKIPPED, LATE = "done", "failed", "skipped", "out of time"
+
+
+class _Part(Protocol):
+    @property
+    def least(self) -> float: ...
+
+    @property
+    def most(self) -> float: ...
+
+    @property
+    def run(self) -> Callable[[Context], None]: ...
+
+
+class Result(NamedTuple):
+    """How a part ended, what it emitted, and why it did not end well."""
+
+    status: str
+    seconds: float
+    rows: list[Row]
+    error: str = ""
+
+
+class Budget:
+    """Seconds for all parts, by a clock that a test may turn."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._end = clock() + seconds
+
+    def left(self) -> float:
+        return max(0.0, self._end - self._clock())
+
+    def share(self, part: _Part) -> float:
+        """What the part may have now; 0 where it is less than it needs."""
+        share = min(part.most, self.left())
+        return share if share >= part.least else 0.0
+
+
+class Worker:
+    """A process that runs parts; started at the first, and again after one that ended it."""
+
+    #: Seconds beyond its own that a part is given to notice that they are over.
+    GRACE = 5.0
+
+    def __init__(self, device: str, tiny: bool) -> None:
+        self._device, self._tiny = device, tiny
+        self._context = multiprocessing.get_context("spawn")
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def run(self, part: Callable[[Context], None], seconds: float) -> Result:
+        start = time.monotonic()
+        if self._process is None:
+            self._start()
+        assert self._pipe is not None
+        rows: list[Row] = []
+        try:
+            self._pipe.send((part, seconds))
+            while True:
+                left = start + seconds + self.GRACE - time.monotonic()
+                if not self._pipe.poll(max(0.0, left)):
+                    self.stop()
+                    error = f"stopped after {seconds:.0f} s"
+                    return Result(LATE, time.monotonic() - start, rows, error)
+                kind, what = self._pipe.recv()
+                if kind == "row":
+                    rows.append(what)
+                    continue
+                error, usable = what
+                if not usable:
+                    self.stop()
+                status = FAILED if error else DONE
+                return Result(status, time.monotonic() - start, rows, error)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join(5)
+            code = self._process.exitcode
+            self.stop()
+            error = f"its process ended with exit status {code}"
+            return Result(FAILED, time.monotonic() - start, rows, error)
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.join()
+        assert self._pipe is not None
+        self._pipe.close()
+        self._process, self._pipe = None, None
+
+    def _start(self) -> None:
+        self._pipe, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=_serve, args=(theirs, self._device, self._tiny), daemon=False
+        )
+        self._process.start()
+        theirs.close()
+
+
+def _serve(pipe: Connection, device: str, tiny: bool) -> None:
+    """The worker: parts come in, rows and an outcome go out."""
+    where = torch.device(device)
+    if tiny:
+        torch.set_num_threads(1)
+    while True:
+        try:
+            part, seconds = pipe.recv()
+        except EOFError:
+            return
+        error = ""
+        try:
+            part(Context(where, tiny, seconds, lambda row: pipe.send(("row", row))))
+        except Exception:
+            error = traceback.format_exc(limit=-8)
+        pipe.send(("end", (error, _usable(where))))
+
+
+def _usable(device: torch.device) -> bool:
+    """Whether the device still answers; what the last part left is freed."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
+
+
+def run_all(
+    parts: dict[str, Any],
+    names: Iterable[str],
+    budget: Budget,
+    run: Callable[[Callable[[Context], None], float], Result],
+    after: Callable[[str, Result], None],
+) -> dict[str, Result]:
+    """Every named part within the budget; ``after`` each, whether it ran or not."""
+    results: dict[str, Result] = {}
+    for name in names:
+        part = parts[name]
+        share = budget.share(part)
+        if share:
+            result = run(part.run, share)
+        else:
+            reason = f"{budget.left():.0f} s were left, and it takes at least {part.least:.0f}"
+            result = Result(SKIPPED, 0.0, [], reason)
+        results[name] = result
+        after(name, result)
+    return results
