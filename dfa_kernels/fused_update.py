@@ -42,6 +42,7 @@ class FusedUpdate(torch.optim.Optimizer):
         self._fused = {
             p for net in nets for layer in net.fused_layers() for p in layer.parameters()
         }
+        self._shared = _shared_biases(nets)
         # update="step": where records go.
         self._ledger = Ledger()
         # update="backward": where in the step we are.
@@ -163,8 +164,8 @@ class FusedUpdate(torch.optim.Optimizer):
         updates, stepped, others = [], [], []
         rows: dict = {}
         for terms in gathered.values():
-            if not _expressible(terms, feedback):
-                others.append(terms)
+            if id(terms[0].entry.bias) in self._shared or not _expressible(terms, feedback):
+                others += terms
                 continue
             _, weight, bias, _ = terms[0].entry
             step, bias_step = self._update(weight, rows), None
@@ -173,8 +174,8 @@ class FusedUpdate(torch.optim.Optimizer):
                 bias_step = self._update(bias, rows)
                 stepped.append(bias)
             updates.append(LayerUpdate(step, bias_step, [term.entry.segment for term in terms]))
-        for terms in others:  # only now: whatever is refused has been refused above
-            _materialize(terms)
+        if others:  # only now: whatever is refused has been refused above
+            _materialize(others)
         if updates:
             ops.step_(feedback, self.rule, updates)
             self._advance(stepped)
@@ -239,6 +240,12 @@ class FusedUpdate(torch.optim.Optimizer):
                 f"{type(self).__name__}.step(): evaluate under torch.no_grad(), or use "
                 'update="step"'
             )
+        pairs = {(layer.weight, layer.bias) for layer in plan.layers if layer.bias >= 0}
+        if len({bias for _, bias in pairs}) < len(pairs):
+            raise RuntimeError(
+                'update="backward" steps a bias with its weight, and here fused layers of '
+                'different weights share one: use update="step"'
+            )
         self._awaiting = True
         slots, rest = [], []
         for p in parameters:
@@ -277,6 +284,17 @@ class FusedUpdate(torch.optim.Optimizer):
         return [self._hyper(p, group, rows) for p, group, _ in chosen]
 
 
+def _shared_biases(nets: tuple[DFA, ...]) -> set[int]:
+    """The ids of biases that fused layers of different weights share: the grouped call, which has
+    one bias for one weight, would step them twice."""
+    partners: dict[int, set[int]] = {}
+    for net in nets:
+        for layer in net.fused_layers():
+            if layer.bias is not None:
+                partners.setdefault(id(layer.bias), set()).add(id(layer.weight))
+    return {bias for bias, weights in partners.items() if len(weights) > 1}
+
+
 class _HiddenPending:
     """While torch.optim looks, pending gradients are None."""
 
@@ -311,7 +329,7 @@ def _expressible(terms: list[_Term], feedback: Feedback) -> bool:
 
 
 def _materialize(terms: list[_Term]) -> None:
-    """Make the gradients that the terms of one weight sum to, for torch.optim to apply."""
+    """Make the gradients that the terms sum to, for torch.optim to apply."""
     totals: dict[Tensor, Tensor] = {}
     for number, feedback, (_, weight, bias, (error, scale, layer)) in terms:
         pair = ops.gradients(error, feedback, scale, [layer], weight.dtype)[0]

@@ -223,6 +223,38 @@ class Tied(nn.Module):
         return self.head(h)
 
 
+def with_a_shared_bias():
+    torch.manual_seed(0)
+    layers = [nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 11), nn.Tanh(), nn.Linear(11, 3)]
+    layers[2].bias = layers[0].bias
+    return dfa.DFA(dfa.fuse(nn.Sequential(*layers).double()))
+
+
+@pytest.mark.parametrize(("name", "kwargs"), CASES, ids=IDS)
+def test_a_bias_that_layers_of_different_weights_share_is_stepped_once(name, kwargs):
+    ours, theirs = with_a_shared_bias(), with_a_shared_bias()
+    x, y = torch.randn(19, 7, dtype=torch.float64), torch.randint(3, (19,))
+    optimizers = (
+        getattr(dfa.optim, name)(ours, lr=LR[name], **kwargs),
+        getattr(torch.optim, name)(theirs.parameters(), lr=LR[name], **kwargs),
+    )
+    for _ in range(3):
+        for net, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+def test_a_shared_bias_is_refused_where_the_backward_pass_steps():
+    net = with_a_shared_bias()
+    optimizer = dfa.optim.SGD(net, update="backward")
+    assert optimizer.update == "backward"
+    with pytest.raises(RuntimeError, match="fused layers of different weights share one"):
+        net(torch.randn(2, 7, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("opaque", [False, True])
 def test_tied_weights(opaque):
     nets = [dfa.DFA(Tied(opaque).double(), points=["a", "b"]) for _ in range(2)]
