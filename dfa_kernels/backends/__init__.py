@@ -23,6 +23,8 @@ VARIABLE = "DFA_KERNELS_BACKEND"
 _reference = Reference()
 _registered: dict[str, Backend] = {"triton": Triton(), "reference": _reference}
 _named: str | None = None
+# What `function` found, by all that it was chosen from: a step asks again and again.
+_found: dict[tuple, Callable] = {}
 
 
 def register(name: str, backend: Backend) -> None:
@@ -40,6 +42,7 @@ def register(name: str, backend: Backend) -> None:
             "and describe(): see dfa_kernels.backends.contract.Backend"
         )
     _registered[name] = backend
+    _found.clear()
 
 
 def unregister(name: str) -> None:
@@ -53,6 +56,7 @@ def unregister(name: str) -> None:
         raise ValueError("the reference backend cannot be unregistered: the others fall back to it")
     _lookup(name)
     del _registered[name]
+    _found.clear()
     if _named == name:
         _named = None
 
@@ -127,9 +131,15 @@ def chosen(device: torch.device, dtype: torch.dtype | None = None) -> tuple[str,
 
 
 def function(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable:
-    """The chosen backend's ``name``, or the reference's where it has none."""
-    backend = _registered[chosen(device, dtype)[0]]
-    return getattr(backend, name, None) or getattr(_reference, name)
+    """The chosen backend's ``name``, or the reference's where it has none. Whether a backend can
+    run is asked once for a device and dtype, not at every step."""
+    key = name, device, dtype, _named, os.environ.get(VARIABLE)
+    run = _found.get(key)
+    if run is None:
+        backend = _registered[chosen(device, dtype)[0]]
+        run = getattr(backend, name, None) or getattr(_reference, name)
+        _found[key] = run
+    return run
 
 
 def _lookup(name: str) -> Backend:

@@ -6,6 +6,7 @@ rules see a gradient, a slice of rows at a time (`_Scratch`).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -26,14 +27,16 @@ class Step:
     def __init__(self, rule: str) -> None:
         self._linear = rule == "sgd"
         self._scratch = _Scratch(_STEPS[rule])
-        self._ones: dict[tuple, Tensor] = {}
 
     def add(self, weight: Update, bias: Update | None, terms: Terms) -> None:
         if self._linear and _is_linear(weight, bias, terms):
             factors = [(delta.T, inputs) for delta, inputs in terms]
             _accumulate(weight, torch.Tensor.addmm_, factors)
             if bias is not None:  # a weight whose input is 1
-                factors = [(delta, self._ones_for(delta)) for delta, _ in factors]
+                factors = [
+                    (turned, _ones(turned.shape[1], turned.dtype, turned.device))
+                    for turned, _ in factors
+                ]
                 _accumulate(bias, torch.Tensor.addmv_, factors)
             return
         _step_rows(weight, terms, self._scratch)
@@ -43,13 +46,11 @@ class Step:
     def flush(self) -> None:
         self._scratch.flush()
 
-    def _ones_for(self, transposed: Tensor) -> Tensor:
-        """As many as δᵀ has columns, once for all layers that ask alike."""
-        key = transposed.shape[1], transposed.dtype, transposed.device
-        ones = self._ones.get(key)
-        if ones is None:
-            ones = self._ones[key] = transposed.new_ones(key[0])
-        return ones
+
+@functools.lru_cache(maxsize=16)
+def _ones(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What the bias's δᵀ is multiplied by: the same for every layer and step."""
+    return torch.ones(length, dtype=dtype, device=device)
 
 
 class _Piece(NamedTuple):
@@ -184,9 +185,12 @@ def _is_linear(weight: Update, bias: Update | None, terms: Terms) -> bool:
     dtype = weight.parameter.dtype
     if weight.hyper[_NESTEROV]:
         return False
-    if bias is not None and (bias.hyper[_NESTEROV] or bias.parameter.dtype != dtype):
+    if bias is not None and (bias.hyper[_NESTEROV] or bias.parameter.dtype is not dtype):
         return False
-    return {tensor.dtype for pair in terms for tensor in pair} == {dtype}
+    for delta, inputs in terms:
+        if delta.dtype is not dtype or inputs.dtype is not dtype:
+            return False
+    return True
 
 
 def _accumulate(
