@@ -85,7 +85,7 @@ class Chain:
             self.feedback.check_shape(
                 self._layers[-1].out_features, self._widest, "the widest point"
             )
-        return ChainNode.apply(self, matrix, x, ledger.leaf, ledger, parameters)
+        return _apply(self, matrix, x, ledger.leaf, ledger, parameters)
 
     def _changed(self) -> bool:
         """Whether there is a hook to call, or another layer than there was."""
@@ -151,12 +151,15 @@ class ChainNode(torch.autograd.Function):
         return None, None, None, None, None, None
 
 
+# Looked up once: what a small network's step waits for is mostly the reading of cold memory.
+_autocast = torch._C._is_any_autocast_enabled
+_packing = torch._C._autograd._top_saved_tensors_default_hooks
+_transforms = torch._C._are_functorch_transforms_active
+# `Function.apply` without its look at functorch's transforms, under which `run` does not come here.
+_apply = super(torch.autograd.Function, ChainNode).apply
+
+
 def _surrounded(x: Tensor) -> bool:
-    """Whether autocast, or hooks on saved tensors such as activation checkpointing's, are on;
-    and on the meta device, which autocast does not know."""
-    kind = x.device.type
-    return (
-        kind == "meta"
-        or torch.is_autocast_enabled(kind)
-        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    )
+    """Whether something looks at every operation or saved tensor: autocast, hooks such as
+    activation checkpointing's, functorch; or there is nothing to compute, on the meta device."""
+    return x.is_meta or _autocast() or _transforms() or _packing(True) is not None

@@ -7,7 +7,7 @@ records of each weight into one grouped call of the backend and hands the rest t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +21,8 @@ from dfa_kernels.feedback import Feedback
 from dfa_kernels.module import DFA
 from dfa_kernels.pending import Ledger, PendingGradient, Recorded
 
-
-class _Term(NamedTuple):
-    """A fused layer's part in one record: the ledger's ``number``-th."""
-
-    number: int
-    feedback: Feedback
-    entry: Recorded
+#: A fused layer's part in one record: the record's number in the ledger, its B, and the layer.
+_Term = tuple[int, Feedback, Recorded]
 
 
 class FusedUpdate(torch.optim.Optimizer):
@@ -123,18 +118,24 @@ class FusedUpdate(torch.optim.Optimizer):
 
     step.hooked = True  # type: ignore[attr-defined]  # else torch wraps it as `_watched_step` is
 
-    @torch.no_grad()
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.update == "step":
-            self._step_records()
-        else:
-            self._advance(self._applied)
-            self._awaiting, self._applied = False, []
-        self._step_dense()
+        recording = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # torch.no_grad(), for a sixth of its time
+        try:
+            stepped = 0
+            if self.update == "step":
+                stepped = self._step_records()
+            else:
+                self._advance(self._applied)
+                self._awaiting, self._applied = False, []
+            if stepped < sum([len(group["params"]) for group in self.param_groups]):
+                self._step_dense()
+        finally:
+            torch._C._set_grad_enabled(recording)
         return loss
 
     _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -149,36 +150,36 @@ class FusedUpdate(torch.optim.Optimizer):
         if not set_to_none:
             super().zero_grad(set_to_none)
 
-    def _step_records(self) -> None:
+    def _step_records(self) -> int:
         """One grouped call for the ledger's records; the sums that it cannot express become
-        gradients after all."""
+        gradients after all. How many parameters it stepped."""
         records = self._ledger.records
         if not records:
-            return
+            return 0
         gathered: dict[int, list[_Term]] = {}
         for number, (feedback, entries) in enumerate(records):
             for entry in entries:
-                term = _Term(number, feedback, entry)
-                gathered.setdefault(id(entry.weight), []).append(term)
+                gathered.setdefault(id(entry[1]), []).append((number, feedback, entry))
         feedback = records[0].feedback
         updates, stepped, others = [], [], []
         rows: dict = {}
         for terms in gathered.values():
-            if id(terms[0].entry.bias) in self._shared or not _expressible(terms, feedback):
+            _, _, (_, weight, bias, _) = terms[0]
+            if id(bias) in self._shared or not _expressible(terms, feedback):
                 others += terms
                 continue
-            _, weight, bias, _ = terms[0].entry
             step, bias_step = self._update(weight, rows), None
             stepped.append(weight)
             if bias is not None:
                 bias_step = self._update(bias, rows)
                 stepped.append(bias)
-            updates.append(LayerUpdate(step, bias_step, [term.entry.segment for term in terms]))
+            updates.append(LayerUpdate(step, bias_step, [entry[3] for _, _, entry in terms]))
         if others:  # only now: whatever is refused has been refused above
             _materialize(others)
         if updates:
             ops.step_(feedback, self.rule, updates)
             self._advance(stepped)
+        return len(stepped)
 
     def _update(self, parameter: Tensor, rows: dict) -> Update:
         group = self._groups[id(parameter)]
@@ -210,7 +211,10 @@ class FusedUpdate(torch.optim.Optimizer):
 
     def claims(self, parameters: list[Tensor]) -> bool:
         """Whether all of a forward pass's fused parameters are this optimizer's to update."""
-        return bool(parameters) and self._groups.keys() >= set(map(id, parameters))
+        for p in parameters:
+            if id(p) not in self._groups:
+                return False
+        return bool(parameters)
 
     def ledger(self) -> Ledger:
         """Where the node of an eager forward pass leaves its record.
@@ -325,7 +329,7 @@ def _expressible(terms: list[_Term], feedback: Feedback) -> bool:
     if len(terms) == 1 and first is feedback:
         return True
     identity = feedback.identity()
-    return all(term.feedback.identity() == identity and term.entry.bias is bias for term in terms)
+    return all(b.identity() == identity and entry.bias is bias for _, b, entry in terms)
 
 
 def _materialize(terms: list[_Term]) -> None:
@@ -355,10 +359,12 @@ def _watched(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+_Parallel = torch.nn.parallel.DistributedDataParallel
+
+
 def _check_alone(name: str) -> None:
     """Other replicas' gradients cannot be averaged where there are none."""
-    ddp = torch.nn.parallel.DistributedDataParallel
-    if ddp._get_active_ddp_module() is not None:
+    if _Parallel._get_active_ddp_module() is not None:
         raise RuntimeError(
             f"DistributedDataParallel averages gradients, and dfa_kernels.optim.{name} makes none "
             "for the fused layers: use torch.optim under DDP"
