@@ -72,13 +72,15 @@ def measure(shape: Shape, names: list[str], seconds: float, threads: int) -> dic
     for name, own in times.items():
         ratios = sorted(a / b for a, b in zip(own, base, strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4)
-        compiled = "compiled" in name
+        held = None if "compiled" in name else memory.peak(name, shape, threads)
         rows[name] = {
             "ms": statistics.median(own) * 1e3,
             "ratio": middle,
             "quartiles": [low, high],
             "flops": flops.get(name),
-            "peak_bytes": None if compiled else memory.peak(name, shape, threads),
+            "peak_bytes": held and held.bytes,
+            "peak_range": held and held.range,
+            "in_use_bytes": held and held.in_use,
         }
     hand, ours = times.get("hand-written DFA"), times.get("dfa_kernels")
     over = None

@@ -42,7 +42,16 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "## Peak memory over the bare process, as a ratio to backpropagation (MB)",
         "",
+        "Medians of five processes (lowest to highest): what malloc keeps of freed blocks differs",
+        "between them.",
+        "",
         *_table(names, shapes, head, _memory),
+        "",
+        "## Peak of what is in use, as a ratio to backpropagation (MB)",
+        "",
+        "The same with malloc told to give large blocks back at once.",
+        "",
+        *_table(names, shapes, head, _in_use),
     ]
     missing = {n: why for s in shapes for n, why in s["missing"].items()}
     if missing:
@@ -80,7 +89,15 @@ def _part(field: str) -> Any:
 
 def _memory(shape: dict[str, Any], name: str) -> str:
     ratio = _part("peak_bytes")(shape, name)
-    return ratio if ratio == "–" else f"{ratio} ({shape['rows'][name]['peak_bytes'] / 1e6:.0f})"
+    if ratio == "–":
+        return ratio
+    low, high = (b / 1e6 for b in shape["rows"][name]["peak_range"])
+    return f"{ratio} ({low:.0f}–{high:.0f})"
+
+
+def _in_use(shape: dict[str, Any], name: str) -> str:
+    ratio = _part("in_use_bytes")(shape, name)
+    return ratio if ratio == "–" else f"{ratio} ({shape['rows'][name]['in_use_bytes'] / 1e6:.0f})"
 
 
 def figure(result: dict[str, Any], path: Path) -> None:

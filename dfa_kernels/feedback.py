@@ -22,7 +22,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 # Entries made at once: each is 8 bytes before it is cast, so the scratch of a large B stays near
 # 10 MB.
-_ENTRIES_PER_CHUNK = 1 << 19
+_ENTRIES_PER_CHUNK = 1 << 18
 
 
 def philox(key: tuple[int, int], counter: tuple[Tensor | int, ...]) -> tuple[Tensor, ...]:

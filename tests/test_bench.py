@@ -9,6 +9,7 @@ pytest.importorskip("matplotlib", reason="needs the extra: dfa_kernels[bench]")
 
 from bench import step
 from bench.contestants import CONTESTANTS, Shape
+from bench.memory import Peak
 
 SHAPE = Shape(7, 3, 17, 5)
 METHODS = {
@@ -45,13 +46,16 @@ def test_the_flops_are_those_of_the_formula():
 
 
 def test_the_command_writes_a_table_a_figure_and_the_numbers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.memory.peak", lambda *_: 1_000_000)
+    monkeypatch.setattr(
+        "bench.memory.peak", lambda *_: Peak(1_000_000, (900_000, 1_100_000), 800_000)
+    )
     only = ["backpropagation", "hand-written DFA", "dfa_kernels", "TinyDFA"]
     given = ["--shape", str(SHAPE), "--seconds", "0", "--threads", "1", "--out", str(tmp_path)]
     assert step.main([*given, "--only", *only]) == 0
     (shape,) = json.loads((tmp_path / "step.json").read_text())["shapes"]
     assert shape["rounds"] == 9
     assert set(shape["rows"]) | set(shape["missing"]) == set(only)
+    assert shape["rows"]["dfa_kernels"]["in_use_bytes"] == 800_000
     table = (tmp_path / "step.md").read_text()
     assert table in capsys.readouterr().out
     assert f"{shape['rows']['dfa_kernels']['ratio']:.2f}" in table

@@ -76,9 +76,10 @@ def test_the_table_of_steps_is_the_committed_result():
     assert {"backpropagation", "hand-written DFA", "dfa_kernels"} <= set(names)
     for name, *cells in body:
         for cell, shape in zip(cells, shapes.values(), strict=True):
-            if name.startswith("peak memory"):
+            if name.startswith("peak"):
+                field = "peak_bytes" if name.startswith("peak memory") else "in_use_bytes"
                 parts = shape["rows"]["dfa_kernels"], shape["rows"]["backpropagation"]
-                value = parts[0]["peak_bytes"] / parts[1]["peak_bytes"]
+                value = parts[0][field] / parts[1][field]
             else:
                 value = shape["rows"][name]["ratio"]
             assert cell.split()[0] == f"{value:.2f}", (name, cell)

@@ -27,7 +27,7 @@ _BACKWARDS = {f.name: f.backward for f in ACTIVATIONS}
 
 # A B of more bytes than `_COMPACT` is kept in the distribution's smallest exact dtype, ±1 in one
 # byte, and widened `_SLAB` bytes at a time inside the product: memory for a little time.
-_COMPACT, _SLAB = 64 << 20, 4 << 20
+_COMPACT, _SLAB = 32 << 20, 1 << 20
 
 
 class _Matrices:
