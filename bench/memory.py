@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 _STEPS = 4
 _TINY = (2, 2, 8, 3)
-_RUNS = 5
+_RUNS = 3
 #: glibc's: from how many bytes on a block is mapped by itself, and unmapped when it is freed.
 _THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": str(64 << 10)}
 

@@ -30,7 +30,7 @@ def _step(result: dict[str, Any]) -> list[str]:
     shapes, env = result["shapes"], result["environment"]
     names = list(shapes[0]["rows"])
     rows = [[f"{s['rows'][n]['ratio']:.2f}" for s in shapes] for n in names]
-    memory = {field: [_ratio(s["rows"], field) for s in shapes] for field in MEMORY}
+    memory = {f: [_ratio(s["rows"], f) for s in shapes] for f in MEMORY}
     return [
         "A whole training step, as a ratio to eager backpropagation's in the same process (less is",
         "faster); tanh MLP on 784 inputs, SGD with momentum, fp32; columns: batch, hidden layers,",

@@ -48,15 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
     result: dict[str, Any] = {"environment": environment.describe(), "shapes": []}
     for shape in shapes:
         print(f"{shape} …", file=sys.stderr, flush=True)
-        result["shapes"].append(measure(shape, names, options.seconds, options.threads))
-        (out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
+        result["shapes"].append(measure(shape, names, options.seconds))
+    for found in result["shapes"]:
+        print(f"{Shape(*found['shape'])}: memory …", file=sys.stderr, flush=True)
+        add_memory(found, options.threads)
+    (out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "step.md").write_text(step_report.markdown(result))
     step_report.figure(result, out / "step.png")
     print((out / "step.md").read_text())
     return 0
 
 
-def measure(shape: Shape, names: list[str], seconds: float, threads: int) -> dict[str, Any]:
+def measure(shape: Shape, names: list[str], seconds: float) -> dict[str, Any]:
     """One row for each contestant that is installed, and the reason for each that is not."""
     steps: dict[str, Step] = {}
     missing = {}
@@ -72,15 +75,11 @@ def measure(shape: Shape, names: list[str], seconds: float, threads: int) -> dic
     for name, own in times.items():
         ratios = sorted(a / b for a, b in zip(own, base, strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4)
-        held = None if "compiled" in name else memory.peak(name, shape, threads)
         rows[name] = {
             "ms": statistics.median(own) * 1e3,
             "ratio": middle,
             "quartiles": [low, high],
             "flops": flops.get(name),
-            "peak_bytes": held and held.bytes,
-            "peak_range": held and held.range,
-            "in_use_bytes": held and held.in_use,
         }
     hand, ours = times.get("hand-written DFA"), times.get("dfa_kernels")
     over = None
@@ -93,6 +92,15 @@ def measure(shape: Shape, names: list[str], seconds: float, threads: int) -> dic
         "missing": missing,
         "ours_over_hand_written": over,
     }
+
+
+def add_memory(found: dict[str, Any], threads: int) -> None:
+    """To each row of a shape's result: nothing of another shape's times waits for it."""
+    for name, row in found["rows"].items():
+        held = None if "compiled" in name else memory.peak(name, tuple(found["shape"]), threads)
+        row["peak_bytes"] = held and held.bytes
+        row["peak_range"] = held and held.range
+        row["in_use_bytes"] = held and held.in_use
 
 
 def _times(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:

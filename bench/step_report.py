@@ -42,7 +42,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "## Peak memory over the bare process, as a ratio to backpropagation (MB)",
         "",
-        "Medians of five processes (lowest to highest): what malloc keeps of freed blocks differs",
+        "Medians of three processes (lowest to highest): what malloc keeps of freed blocks differs",
         "between them.",
         "",
         *_table(names, shapes, head, _memory),
