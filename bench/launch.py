@@ -47,8 +47,9 @@ class Case(NamedTuple):
     updates: list[LayerUpdate]
 
     @classmethod
-    def on(cls, device: torch.device) -> Case:
-        error, layers = network(device, torch.bfloat16, ROWS, ERROR, [WIDTH] * LAYERS)
+    def on(cls, device: torch.device, tiny: bool = False) -> Case:
+        rows, widths = (16, [16] * 2) if tiny else (ROWS, [WIDTH] * LAYERS)
+        error, layers = network(device, torch.bfloat16, rows, ERROR, widths)
         return cls(error, layers, updates_of(error, layers))
 
 
@@ -158,7 +159,7 @@ def _microseconds(run: Callable[[], object], repeats: int) -> list[float]:
 
 def on_device(context: Context) -> None:
     """A part of `bench.gpu`: the host's time of the whole call, beside the device's."""
-    case, feedback = Case.on(context.device), Feedback()
+    case, feedback = Case.on(context.device, context.tiny), Feedback()
     runs = {
         "step_ (AdamW)": lambda: ops.step_(feedback, "adamw", case.updates),
         "gradients": lambda: ops.gradients(case.error, feedback, 0.1, case.layers, torch.bfloat16),

@@ -17,8 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+_WORDS = 16
 
-@triton.jit
+
+# Else it would be compiled again for every set of words that are 1, or multiples of 16.
+@triton.jit(do_not_specialize=[f"w{i}" for i in range(_WORDS)])
 def _write(
     table,
     w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64,
@@ -43,9 +46,6 @@ def _write(
     tl.store(table + 13, w13)
     tl.store(table + 14, w14)
     tl.store(table + 15, w15)
-
-
-_WORDS = 16
 
 
 class Tables:
