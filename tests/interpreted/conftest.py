@@ -16,42 +16,14 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import bfloat16
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
+from interpreter import check_overflow, quicken
 
 from dfa_kernels import backends
 from dfa_kernels.backends.triton import rules
 from dfa_kernels.backends.triton.launch import Launcher
 
 BROKEN = bfloat16.repair()
-
-
-def _patch_the_language_once() -> None:
-    """The interpreter looks through all of triton.language at each call of a device function, which
-    is half of its time; what it replaces there can stay replaced."""
-    patch, patched = interpreter._patch_lang, set()
-
-    def patch_once(function):
-        visible = [v for v in function.__globals__.values() if v is tl or v is tl.core]
-        key = frozenset(map(id, visible))
-        if key not in patched:
-            patch(function)
-            patched.add(key)
-        return interpreter._LangPatchScope()
-
-    interpreter._patch_lang = patch_once
-
-
-_patch_the_language_once()
-
-
-def check_overflow(wanted: bool) -> None:
-    """Whether every integer sum and product is checked for overflow, a quarter of the time."""
-    options = interpreter.InterpreterOptions(sanitize_overflow=wanted)
-    interpreter.interpreter_builder.options = options
-
-
-check_overflow(False)
+quicken()
 
 
 @pytest.fixture(autouse=True)
