@@ -1,8 +1,8 @@
 """What the Triton backend does on a GPU: `python -m bench.gpu`, at most 8 minutes on an H200.
 
-Tests, then ceilings, then every figure against them, from a checkout, without a network. Results
-are written after each part to OUT/DEVICE/gpu.{json,md}. Exit status: 0 if the tests passed, figures
-missed or not; 1 if a test failed or none finished; 2 where there is no GPU.
+Tests, then ceilings, then every figure against them, from a checkout, without a network. Each
+result is in OUT/DEVICE/gpu.{json,md} as soon as it is there. Exit status: 0 if all tests passed,
+figures missed or not; 1 if a test or a part failed, or not all tests ran; 2 where nothing can run.
 """
 
 from __future__ import annotations
@@ -12,69 +12,97 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.dry_run:  # before Triton is imported, here and in the workers
-        os.environ["TRITON_INTERPRET"] = "1"
+    from bench.gpu import rehearsal
+
+    if options.dry_run:
+        rehearsal.ask_for_interpreter()
 
     import torch
 
-    from bench.gpu import machine, report
+    from bench.gpu import machine, supervisor
     from bench.gpu.parts import PARTS
-    from bench.gpu.supervisor import Budget, Result, Worker, run_all
 
-    parts = PARTS
-    names = options.only or [n for n, p in PARTS.items() if not p.asked]
+    names = options.only or [n for n, p in PARTS.items() if not p.asked or options.dry_run]
     if unknown := [n for n in names if n not in PARTS]:
-        print(f"unknown part {unknown[0]!r}: known are {', '.join(PARTS)}", file=sys.stderr)
-        return 2
+        return _refuse(f"unknown part {unknown[0]!r}: known are {', '.join(PARTS)}")
     if options.sweep and "sweep" not in names:
         names.append("sweep")
+    parts, seconds = PARTS, options.budget
     if options.dry_run:
-        device, name = "cpu", "rehearsal"
-        parts = {n: p._replace(most=600.0) for n, p in PARTS.items()}
+        folder = Path(tempfile.mkdtemp()) / "rehearsal"
+        parts, seconds = {n: p._replace(least=0.0, most=600.0) for n, p in PARTS.items()}, 3600.0
     elif torch.cuda.is_available():
-        device = "cuda"
         name = options.device or torch.cuda.get_device_properties(0).name
+        folder = Path(options.out) / machine.slug(name)
     else:
-        print("bench.gpu needs a GPU, and torch sees none here.", file=sys.stderr)
-        return 2
-    out = Path(tempfile.mkdtemp() if options.dry_run else options.out) / machine.slug(name)
-    out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Result] = {}
-
-    def after(part: str, result: Result) -> None:
-        results[part] = result
-        made = report.derived(results)
-        (out / "gpu.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-        (out / "gpu.md").write_text(report.markdown(made))
-        told = result.error.strip().splitlines()[-1:] or [f"{len(result.rows)} rows"]
-        print(f"{part}: {result.status}, {result.seconds:.0f} s: {told[0]}", flush=True)
-        if options.dry_run and result.error:
-            print(result.error, flush=True)
-
-    worker = Worker(device, options.dry_run)
+        return _refuse("torch sees no GPU here")
+    if (folder / "gpu.json").exists() and not options.overwrite:
+        return _refuse(f"{folder} holds the results of another run: --overwrite, or another --out")
+    book = _Book(folder, options.commit or machine.commit(), options.dry_run)
+    worker = supervisor.Worker("cpu" if options.dry_run else "cuda", options.dry_run)
+    budget = supervisor.Budget(seconds)
+    supervisor.end_on_terminate()
     try:
-        run_all(
-            parts, names, Budget(3600 if options.dry_run else options.budget), worker.run, after
-        )
+        supervisor.run_all(parts, names, budget, worker.run, book.write)
     finally:
         worker.stop()
-    print((out / "gpu.md").read_text())
-    print(f"written to {out}")
-    return _status(results)
+    print((folder / "gpu.md").read_text())
+    print(f"written to {folder}")
+    return book.status()
 
 
-def _status(results: dict) -> int:
-    """1 if a test failed, or the tests were to run and none finished."""
-    checks = [r for p in results.values() for r in p.rows if r["kind"] == "tests"]
-    if any(r["verdict"] == "missed" for r in checks):
-        return 1
-    ran = any(r["name"] == "tests/gpu" for r in checks)
-    return 1 if "tests" in results and not ran else 0
+class _Book:
+    """The results so far, and their files."""
+
+    def __init__(self, folder: Path, commit: str, tiny: bool) -> None:
+        self._folder, self._commit, self._tiny = folder, commit, tiny
+        self._results: dict[str, Any] = {}
+        self._start = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, part: str, result: Any) -> None:
+        """Of a part under way, or at its end, which is told."""
+        from bench.gpu import report, supervisor
+
+        self._results[part] = result
+        made = {"commit": self._commit, "rehearsal": self._tiny, **report.derived(self._results)}
+        self._replace("gpu.json", json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        self._replace("gpu.md", report.markdown(made))
+        if result.status == supervisor.CUT_OFF:
+            return
+        told = result.error.strip().splitlines()[-1:] or [f"{len(result.rows)} rows"]
+        since = time.monotonic() - self._start
+        print(f"{since:4.0f} s {part}: {result.status}, {result.seconds:.0f} s: {told[0]}")
+        if self._tiny and result.error:
+            print(result.error)
+        sys.stdout.flush()
+
+    def _replace(self, name: str, text: str) -> None:
+        """Whoever reads it meanwhile sees the one or the other."""
+        new = self._folder / f".{name}"
+        new.write_text(text)
+        os.replace(new, self._folder / name)
+
+    def status(self) -> int:
+        """Of this process; what failed is told."""
+        from bench.gpu import report
+
+        failed = report.failures(self._results, self._tiny)
+        for name in failed:
+            print(f"failed: {name}", file=sys.stderr)
+        return 1 if failed else 0
+
+
+def _refuse(sentence: str) -> int:
+    print(f"bench.gpu: {sentence}.", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, default=480, metavar="SECONDS")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="parts, by their names")
     parser.add_argument("--device", metavar="NAME", help="what the folder is called after")
+    parser.add_argument("--commit", metavar="NAME", help="of the checkout, where git cannot tell")
     parser.add_argument("--out", default="bench/results", metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run's results")
     parser.add_argument("--sweep", action="store_true", help="time other tiles too")
     parser.add_argument(
         "--dry-run",

@@ -53,17 +53,3 @@ def _product(context: Context, name: str, seconds: float) -> None:
 
 def _microseconds(name: str, samples: list[float]) -> Row:
     return fact(name, round(sorted(samples)[len(samples) // 2], 2), unit="µs")
-
-
-def of(rows: list[Row]) -> dict[str, float]:
-    """The ceilings that `measure` emitted: "copy" in bytes a second, the products by dtype."""
-    found = {}
-    for row in rows:
-        if row["kind"] != "timed":
-            continue
-        seconds = row["ms"][0] / 1e3
-        if row["name"].startswith("copy"):
-            found["copy"] = row["bytes"] / seconds
-        elif row["name"].startswith("product"):
-            found[row["rate"]] = row["flops"] / seconds
-    return found

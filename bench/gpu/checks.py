@@ -1,72 +1,145 @@
-"""The GPU-marked tests, and compute-sanitizer: programs of their own, whose output is read."""
+"""The tests of `tests/gpu`, each in a process that may die, and compute-sanitizer."""
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+import threading
+import unittest
+from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+import torch
 
 from bench.gpu.context import Context
-from bench.gpu.rows import MISSED, REACHED
+from bench.gpu.rows import BROKEN, NOT_RUN, PASSED, Row, check, fact
+from bench.gpu.supervisor import DONE, Result, Worker
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "gpu"
-#: Processes for the tests: most of their time goes into compiling kernels.
-WORKERS = 8
+#: Processes for the tests, most of whose time goes into compiling kernels; and seconds for one.
+WORKERS, SECONDS = 12, 100.0
+#: compute-sanitizer's exit status where it found an error.
+FOUND = 9
 
-_OUTCOME = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
-_LINE = re.compile(rf"(?:{_OUTCOME}\s+(\S+::\S+))|(?:(\S+::\S+)\s+{_OUTCOME})")
+
+class Case(NamedTuple):
+    """A test: a function of a module in ``folder``, over the ``number``-th of its cases or none."""
+
+    folder: str
+    module: str
+    function: str
+    number: int | None
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.py::{self.function}" + (f"[{self.label}]" if self.label else "")
+
+
+def collected(folder: Path) -> list[Case]:
+    """Every test of ``folder``; those that compile longest happen to be in the last files, which
+    therefore come first."""
+    label = _module(folder, "gpu_cases").label
+    found = []
+    for file in sorted(folder.glob("test_*.py"), reverse=True):
+        for name, function in vars(_module(folder, file.stem)).items():
+            if not name.startswith("test_"):
+                continue
+            cases = getattr(function, "cases", None)
+            numbered = [(None, "")] if cases is None else [*enumerate(map(label, cases))]
+            found += [Case(str(folder), file.stem, name, *case) for case in numbered]
+    return found
+
+
+def _module(folder: Path, name: str):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return importlib.import_module(name)
+
+
+def run_one(test: Case, context: Context) -> None:
+    """In a worker: a note says why it was skipped; it raises where it fails."""
+    function = getattr(_module(Path(test.folder), test.module), test.function)
+    torch.manual_seed(0)
+    try:
+        function(*([] if test.number is None else [function.cases[test.number]]))
+    except unittest.SkipTest as skipped:
+        context.say(str(skipped))
 
 
 def tests(context: Context) -> None:
-    """tests/gpu by pytest where it is installed, in parallel where xdist is; else by its own
-    small runner."""
-    if importlib.util.find_spec("pytest"):
-        command = [sys.executable, "-m", "pytest", str(TESTS), "-v", "--tb=short"]
-        command += ["-p", "no:cacheprovider"]
-        if importlib.util.find_spec("xdist"):
-            command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-            context.say(f"The tests ran under pytest, in {command[-1]} processes.")
-        else:
-            context.say("The tests ran under pytest, one after another: xdist is not installed.")
-    else:
-        command = [sys.executable, str(TESTS / "run.py")]
-        context.say("pytest is not installed: the tests ran under tests/gpu/run.py.")
-    output, code = _run(command, context.left() - 3)
-    for row in outcomes(output, code):
-        context.emit(row)
+    """All of them, several at a time."""
+    count = 1 if context.tiny else min(WORKERS, os.cpu_count() or 1)
+    every = collected(TESTS)
+    context.emit(fact("tests", len(every)))
+    context.say(f"They ran in {count} processes; pytest runs the same where it is installed.")
+    make = functools.partial(Worker, context.device.type, context.tiny, grace=1.0)
+    run_tests(every, count, make, context)
 
 
-def outcomes(output: str, code: int | None) -> list[dict]:
-    """A row of the counts, and one for each test that did not pass; ``code`` None: timed out."""
-    found: dict[str, str] = {}
-    for match in _LINE.finditer(output):
-        first, name, other, last = match.groups()
-        found[name or other] = first or last
-    counts = Counter(found.values())
-    failed = [n for n, how in found.items() if how in ("FAILED", "ERROR")]
-    right = code == 0 and not failed and counts["PASSED"] > 0
-    why = "" if code == 0 else "timed out" if code is None else f"exit status {code}"
-    row = {
-        "kind": "tests",
-        "name": "tests/gpu",
-        "counts": {k.lower(): v for k, v in sorted(counts.items())},
-        "failed": sorted(failed),
-        "why": why,
-        "verdict": REACHED if right else MISSED,
-        "output": "" if right else output[-12000:],
-    }
-    return [row]
+def run_tests(every: list[Case], count: int, make: Callable[[], Worker], context: Context) -> None:
+    """A row for each test, in the order in which they end."""
+    waiting: SimpleQueue[Case] = SimpleQueue()
+    for test in every:
+        waiting.put(test)
+    ended: list[Case] = []
+    one_at_a_time = threading.Lock()
+    workers = [make() for _ in range(count)]
+
+    def work(worker: Worker) -> None:
+        while (left := context.left() - 3) > 0:
+            try:
+                test = waiting.get_nowait()
+            except Empty:
+                return
+            part = functools.partial(run_one, test)
+            result = worker.run(part, min(SECONDS, left), lambda _: None)
+            with one_at_a_time:
+                context.emit(outcome(test, result))
+                ended.append(test)
+
+    threads = [threading.Thread(target=work, args=(w,), daemon=True) for w in workers]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for worker in workers:
+            worker.stop(patience=0)
+    if len(ended) < len(every):
+        raise TimeoutError(f"{len(every) - len(ended)} tests did not have their turn")
+
+
+def outcome(test: Case, result: Result) -> Row:
+    """What a worker's result says of the test."""
+    name = f"tests/gpu/{test}"
+    if result.status != DONE:
+        reason = result.error.strip().splitlines()[-1]
+        return check(name, BROKEN, reason, result.seconds, result.error)
+    skipped = [r["text"] for r in result.rows]
+    if skipped:
+        return check(name, NOT_RUN, skipped[0], result.seconds)
+    return check(name, PASSED, "", result.seconds)
 
 
 def sanitizer(context: Context) -> None:
-    """memcheck and racecheck on a small case, where compute-sanitizer is installed."""
+    """memcheck and racecheck on a small case, where compute-sanitizer is installed; the case alone
+    in a rehearsal."""
+    case = [sys.executable, "-m", "bench.gpu.sanitized"]
+    if context.tiny:
+        output, code = _run(case, context.left())
+        if code != 0 or "small case: done" not in output:
+            raise RuntimeError(f"the small case did not run: {output[-2000:]}")
+        return
     program = shutil.which("compute-sanitizer") or _in_toolkit()
     if program is None:
         context.say("compute-sanitizer is not installed: neither memcheck nor racecheck ran.")
@@ -75,27 +148,22 @@ def sanitizer(context: Context) -> None:
         if context.left() < 15:
             context.say(f"{tool} was left out: {context.left():.0f} s were left.")
             continue
-        command = [program, "--tool", tool, "--error-exitcode", "9"]
-        command += [sys.executable, "-m", "bench.gpu.sanitized"]
+        command = [program, "--tool", tool, "--error-exitcode", str(FOUND)]
+        command += ["--target-processes", "application-only", *case]
         output, code = _run(command, context.left() - 3, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         context.emit(sanitized(tool, output, code))
 
 
-def sanitized(tool: str, output: str, code: int | None) -> dict:
+def sanitized(tool: str, output: str, code: int | None) -> Row:
     """What its output says; a tool that did not get to its summary shows nothing."""
+    name = f"compute-sanitizer {tool}"
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.+)", output)
-    finished = bool(summary) and "small case: done" in output
-    row = {"kind": "tests", "name": f"compute-sanitizer {tool}", "counts": {}, "failed": []}
-    if not finished:
-        why = "timed out" if code is None else "it did not get to its summary"
-        return {**row, "why": f"did not run: {why}", "verdict": None, "output": output[-4000:]}
-    clean = code == 0
-    return {
-        **row,
-        "why": summary[-1],
-        "verdict": REACHED if clean else MISSED,
-        "output": "" if clean else output[-12000:],
-    }
+    if code == FOUND and summary:
+        return check(name, BROKEN, summary[-1], output=output)
+    if code == 0 and summary and "small case: done" in output:
+        return check(name, PASSED, summary[-1])
+    why = "timed out" if code is None else f"it did not get to its end (exit status {code})"
+    return check(name, NOT_RUN, why, output=output)
 
 
 def _in_toolkit() -> str | None:
@@ -107,7 +175,7 @@ def _in_toolkit() -> str | None:
 def _run(command: list[str], seconds: float, **variables: str) -> tuple[str, int | None]:
     """What it prints, and its exit status, or None after ``seconds``; it is ended with all that it
     has started."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    environment = {**os.environ, "PYTHONPATH": _path(), **variables}
     with tempfile.TemporaryFile("w+", errors="replace") as printed:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT,
@@ -124,3 +192,8 @@ def _run(command: list[str], seconds: float, **variables: str) -> tuple[str, int
                 process.wait()
         printed.seek(0)
         return printed.read(), code
+
+
+def _path() -> str:
+    """The checkout first, then what the caller has there."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

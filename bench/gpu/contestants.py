@@ -110,17 +110,32 @@ def compiled(task: Task, setting: Setting) -> Run:
     return _loop(setting.compile(net), setting.optimizer(net), task, setting)
 
 
+def compiled_reference(setting: Setting, reference: Reference, name: str) -> Callable:
+    """A function of the reference's, compiled by torch, but for the first call, which makes B and
+    keeps it: compiled, that would be one compilation, and what follows another."""
+    eager = getattr(reference, name)
+    later = setting.compile(eager)
+    calls = 0
+
+    def run(*given: object) -> Any:
+        nonlocal calls
+        calls += 1
+        return (eager if calls == 1 else later)(*given)
+
+    return run
+
+
 class _CompiledReference:
-    """The reference backend with `project` and `gradients` compiled by torch.
+    """The reference backend with `project` and `gradients` compiled.
 
     Its `step_` is eager and goes slice by slice, which suits a CPU's cache: torch.optim's fused
     step on compiled gradients is the stronger rival, and the one that runs here.
     """
 
     def __init__(self, setting: Setting) -> None:
-        reference = Reference()
-        self.project = setting.compile(reference.project)
-        self.gradients = setting.compile(reference.gradients)
+        backend = Reference()
+        self.project = compiled_reference(setting, backend, "project")
+        self.gradients = compiled_reference(setting, backend, "gradients")
 
     def unavailable(self, device: torch.device) -> str | None:
         return None
@@ -132,21 +147,15 @@ class _CompiledReference:
 def reference(task: Task, setting: Setting) -> Run:
     net = dfa.DFA(setting.cast(task.network(fused=True)))
     step = _loop(net, setting.optimizer(net), task, setting)
-    backend = compiled_reference(setting)
+    # What it has compiled and kept is of one network.
+    backend = f"compiled-reference-{len(dfa.backends.available(setting.device))}"
+    dfa.backends.register(backend, _CompiledReference(setting))
 
     def on_reference() -> object:
         with dfa.backends.use(backend):
             return step()
 
     return on_reference
-
-
-def compiled_reference(setting: Setting) -> str:
-    """A new one, by the name under which it is registered: what it has compiled and kept is of
-    one network."""
-    name = f"compiled-reference-{len(dfa.backends.available(setting.device))}"
-    dfa.backends.register(name, _CompiledReference(setting))
-    return name
 
 
 #: In the order in which they are built; ours first.

@@ -140,10 +140,9 @@ def _one_against_reference(context: Context, rows: int, width: int, e: int, seco
     ]  # fmt: skip
     head = torch.randn(rows, width, device=device, dtype=dtype)
     layers.append(Layer(head, error.clone(), "identity", HEAD, 1))
-    rival = Reference()
     compiled = {
-        "project": setting.compile(rival.project),
-        "gradients": setting.compile(rival.gradients),
+        name: contestants.compiled_reference(setting, Reference(), name)
+        for name in ("project", "gradients")
     }
     pairs: dict[str, tuple[Run, Run]] = {
         "project": (

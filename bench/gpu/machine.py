@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import triton
 
 from bench import environment
 from bench.gpu.context import Context
@@ -23,8 +23,7 @@ _FIELDS = (
 def describe(context: Context) -> None:
     """Facts, one a row."""
     found: dict[str, object] = dict(environment.describe())
-    found["triton"] = triton.__version__
-    found["commit"] = commit()
+    found["triton"] = version("triton")
     if context.device.type == "cuda":
         properties = torch.cuda.get_device_properties(context.device)
         found["device"] = properties.name
@@ -45,8 +44,9 @@ def commit() -> str:
     """The checkout's, with a + where it has changes; "unknown" without git."""
     root = Path(__file__).parents[2]
     try:
-        head = _output(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"])
-        changed = _output(["git", "-C", str(root), "status", "--porcelain", "-uno"])
+        git = ["git", "-c", f"safe.directory={root}", "-C", str(root)]
+        head = _output([*git, "rev-parse", "--short=12", "HEAD"])
+        changed = _output([*git, "status", "--porcelain", "-uno"])
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.strip() + ("+" if changed.strip() else "")

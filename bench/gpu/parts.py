@@ -41,6 +41,7 @@ PARTS = {
     "small": Part("Small MLP, autocast", "bench.gpu.steps:small", 20, 45),
     "small-graph": Part("Small MLP, graphs", "bench.gpu.steps:small_graph", 20, 45),
     "nerf": Part("NeRF's MLP, autocast", "bench.gpu.steps:field", 20, 45),
+    "launch": Part("Host time of a call", "bench.launch:on_device", 5, 20),
     "reference": Part("Operations", "bench.gpu.kernels:against_reference", 15, 45),
     "sanitizer": Part("compute-sanitizer", "bench.gpu.checks:sanitizer", 20, 60),
     "large-bf16": Part("Large MLP, bf16", "bench.gpu.steps:large_bf16", 20, 60),
@@ -48,6 +49,5 @@ PARTS = {
     "small-graph-bf16": Part("Small MLP, graphs, bf16", "bench.gpu.steps:small_graph_bf16", 20, 45),
     "nerf-bf16": Part("NeRF's MLP, bf16", "bench.gpu.steps:field_bf16", 20, 45),
     "small-graph-sgd": Part("Small MLP, graphs, SGD", "bench.gpu.steps:small_graph_sgd", 20, 45),
-    "launch": Part("Host time of a call", "bench.launch:on_device", 5, 20),
     "sweep": Part("Sweep of tiles", "bench.gpu.sweep:sweep", 20, 300, asked=True),
 }

@@ -68,9 +68,9 @@ def _is_there(height: int, width: int, updates: list[LayerUpdate], layers: list[
     known = {id(t) for u in updates for a in u[:2] if a for t in (a.parameter, *a.states)}
     known |= {id(t) for layer in layers for t in (layer.inputs, layer.saved)}
     return any(
+        # not isinstance, which asks the object: a weak proxy whose object is gone raises
         type(t) is Tensor and t.is_cuda and t.numel() >= height * width and id(t) not in known
         for t in gc.get_objects()
-        if isinstance(t, Tensor)
     )
 
 

@@ -4,37 +4,64 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.gpu import ceilings
 from bench.gpu.parts import PARTS
-from bench.gpu.rows import TARGETS, Row, against_ceilings
-from bench.gpu.supervisor import DONE, Result
+from bench.gpu.rows import BROKEN, PASSED, TARGETS, Row, against_ceilings, ceilings, checked
+from bench.gpu.supervisor import DONE, LATE, SKIPPED, Result
 
 
 def derived(results: dict[str, Result]) -> dict[str, Any]:
     """Every part with its rows, those of kernels held against the ceilings of the same run."""
-    found = ceilings.of(results["ceilings"].rows) if "ceilings" in results else {}
+    found = ceilings(results["ceilings"].rows) if "ceilings" in results else {}
     parts = {}
     for name, (status, seconds, rows, error) in results.items():
         made = [against_ceilings(r, found) if r["kind"] == "timed" else r for r in rows]
         parts[name] = {
             "status": status, "seconds": round(seconds, 1), "error": error, "rows": made,
         }  # fmt: skip
+        if any(r["kind"] == "check" for r in rows):
+            counts, verdict = checked(rows, status == DONE)
+            parts[name] |= {"counts": counts, "verdict": verdict}
     return {"ceilings": found, "parts": parts}
+
+
+def failures(results: dict[str, Result], rehearsal: bool = False) -> list[str]:
+    """What did not end well: a part, but for one whose time was short in a real run; a check; or
+    tests that did not all run."""
+    fine = {DONE} if rehearsal else {DONE, LATE, SKIPPED}
+    found = []
+    for name, (status, _, rows, _) in results.items():
+        if status not in (fine if name != "tests" else {DONE}):
+            found.append(f"{name}: {status}")
+        elif name == "tests" and not any(r.get("outcome") == PASSED for r in rows):
+            found.append("tests: none passed")
+        found += [row["name"] for row in rows if _failed(row)]
+    return found
+
+
+def _failed(row: Row) -> bool:
+    return row["kind"] == "check" and row["outcome"] == BROKEN
 
 
 def markdown(report: dict[str, Any]) -> str:
     """What a reader wants first comes first: targets, then each part."""
     parts = report["parts"]
-    lines = ["# The Triton backend on a GPU", "", *_machine(parts.get("environment"))]
-    lines += ["", *_ceilings(report["ceilings"])]
-    goals = [r for p in parts.values() for r in p["rows"] if _is_goal(r)]
+    lines = ["# The Triton backend on a GPU", ""]
+    if report["rehearsal"]:
+        lines += ["**A rehearsal on a CPU: no figure here means anything.**", ""]
+    lines += [f"Written by `python -m bench.gpu` at commit {report['commit']}.", ""]
+    lines += [*_machine(parts.get("environment")), *_ceilings(report["ceilings"])]
+    goals = [_goal(r) for p in parts.values() for r in p["rows"] if _is_goal(r)]
+    goals = [_all_pass(name, p) for name, p in parts.items() if "counts" in p] + goals
     if goals:
-        lines += ["", "## Targets", "", *_table(_GOAL, map(_goal, goals))]
+        lines += ["", "## Targets", "", *_table(_GOAL, goals)]
     for name, part in parts.items():
-        if name != "environment":
-            lines += ["", f"## {PARTS[name].title if name in PARTS else name}", ""]
-            lines += _part(part)
+        if name != "environment" or part["status"] != DONE:
+            lines += ["", f"## {_title(name)}", "", *_part(part)]
     return "\n".join(lines) + "\n"
+
+
+def _title(name: str) -> str:
+    return PARTS[name].title if name in PARTS else name
 
 
 def _is_goal(row: Row) -> bool:
@@ -43,18 +70,20 @@ def _is_goal(row: Row) -> bool:
 
 def _machine(part: dict[str, Any] | None) -> list[str]:
     if part is None:
-        return ["Written by `python -m bench.gpu`."]
+        return []
     known = {r["name"]: r["value"] for r in part["rows"] if r["kind"] == "fact"}
-    sentence = "; ".join(f"{k} {v}" for k, v in known.items())
-    return ["Written by `python -m bench.gpu`.", "", sentence + "."]
+    return ["; ".join(f"{k} {v}" for k, v in known.items()) + ".", ""]
 
 
 def _ceilings(found: dict[str, float]) -> list[str]:
     if not found:
         return ["No ceiling was measured: nothing is held against one."]
-    rates = [f"{name} products {v / 1e12:.0f} TFLOP/s" for name, v in found.items()]
-    if "copy" in found:
-        rates[0] = f"copy {found['copy'] / 1e9:.0f} GB/s (read and written)"
+    rates = [
+        f"copy {v / 1e9:.0f} GB/s (read and written)"
+        if name == "copy"
+        else f"{name} products {v / 1e12:.0f} TFLOP/s"
+        for name, v in found.items()
+    ]
     return ["Measured in the same run, and divided by: " + ", ".join(rates) + "."]
 
 
@@ -62,22 +91,26 @@ _GOAL = ("what", "to reach", "measured", "")
 
 
 def _goal(row: Row) -> tuple[str, ...]:
-    verdict = row["verdict"] or "not run"
+    verdict = row["verdict"]
     if row["kind"] == "timed":
         wanted = str(TARGETS[row["target"]])
         return row["name"], wanted, _share(row), verdict
     if row["kind"] == "compared":
         against = f"{row['name']}; against {row['against']}"
         return against, f"≥ {row['target']:g} ×", _ratio(row), verdict
-    if row["kind"] == "tests":
-        return row["name"], "all pass", _counts(row), verdict
     return row["name"], _value(row["wanted"], row), _value(row["value"], row), verdict
+
+
+def _all_pass(name: str, part: dict[str, Any]) -> tuple[str, ...]:
+    counted = ", ".join(f"{n} {how}" for how, n in part["counts"].items())
+    return _title(name), "all pass", counted, part["verdict"] or "not run to the end"
 
 
 def _part(part: dict[str, Any]) -> list[str]:
     lines = []
     if part["status"] != DONE:
-        lines += [f"{part['status'].capitalize()}: {part['error'].strip().splitlines()[-1]}", ""]
+        last = part["error"].strip().splitlines()[-1]
+        lines += [f"{part['status'].capitalize()} after {part['seconds']:.0f} s: {last}", ""]
     rows = part["rows"]
     timed = [r for r in rows if r["kind"] == "timed"]
     if timed:
@@ -93,9 +126,9 @@ def _part(part: dict[str, Any]) -> list[str]:
     for row in rows:
         if row["kind"] == "note":
             lines += [f"- {row['text']}"]
-        if row["kind"] == "tests":
-            lines += [f"- {row['name']}: {_counts(row)}"]
-            lines += [f"  - failed: `{name}`" for name in row["failed"]]
+        if row["kind"] == "check" and (row["outcome"] != PASSED or row["why"]):
+            why = f": {row['why']}" if row["why"] else ""
+            lines += [f"- {row['outcome']}: `{row['name']}`{why}"]
     return lines
 
 
@@ -130,11 +163,6 @@ def _share(row: Row) -> str:
         return "–"
     median, low, high = (f"{100 * s:.0f}" for s in row["share"])
     return f"{median} % ({low}–{high}) of {row['bound']}"
-
-
-def _counts(row: Row) -> str:
-    counted = ", ".join(f"{n} {how}" for how, n in row["counts"].items())
-    return "; ".join(filter(None, (counted, row["why"]))) or "passed"
 
 
 def _value(value: Any, row: Row) -> str:

@@ -1,4 +1,4 @@
-"""What a part of `bench.gpu` finds out: rows of three kinds, as they stand in the JSON.
+"""What a part of `bench.gpu` finds out: rows of four kinds and notes, as they stand in the JSON.
 
 Whether a target is reached is decided by the quartiles: where they straddle it, nothing is.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -86,6 +87,30 @@ def fact(name: str, value: object, wanted: object = None, unit: str = "") -> Row
     return row
 
 
+PASSED, BROKEN, NOT_RUN = "passed", "failed", "skipped"
+
+
+def check(name: str, outcome: str, why: str = "", seconds: float = 0.0, output: str = "") -> Row:
+    """A test, or a tool that looks for errors: ``outcome`` is `PASSED`, `BROKEN` or `NOT_RUN`, and
+    ``why`` a sentence."""
+    return {
+        "kind": "check",
+        "name": name,
+        "outcome": outcome,
+        "why": why,
+        "seconds": round(seconds, 1),
+        "output": output[-12000:],
+    }
+
+
+def checked(rows: Sequence[Row], complete: bool) -> tuple[dict[str, int], str | None]:
+    """How many checks came out how, and the verdict; None where too little ran to have one."""
+    counts = Counter(r["outcome"] for r in rows if r["kind"] == "check")
+    if counts[BROKEN]:
+        return dict(counts), MISSED
+    return dict(counts), REACHED if complete and counts[PASSED] else None
+
+
 class Target(NamedTuple):
     """Fractions of the ceiling that binds: of the copy bandwidth, of the products' rate."""
 
@@ -103,12 +128,23 @@ class Target(NamedTuple):
 TARGETS = {"project": Target(0.9, 0.7), "update": Target(0.0, 0.8)}
 
 
-def against_ceilings(row: Row, ceilings: dict[str, float]) -> Row:
-    """A timed row with GB/s, TFLOP/s, the floor, its percentage and the verdict.
+def ceilings(rows: Sequence[Row]) -> dict[str, float]:
+    """What the rows of `bench.gpu.ceilings` say: "copy" in bytes a second, and products' rates in
+    flops a second by dtype."""
+    found = {}
+    for row in rows:
+        if row["kind"] == "timed":
+            seconds = row["ms"][0] / 1e3
+            if row["name"].startswith("copy"):
+                found["copy"] = row["bytes"] / seconds
+            else:
+                found[row["rate"]] = row["flops"] / seconds
+    return found
 
-    ``ceilings``: "copy" in bytes a second, and products' rates in flops a second by dtype. Without
-    those that the row needs, it says nothing of them.
-    """
+
+def against_ceilings(row: Row, ceilings: dict[str, float]) -> Row:
+    """A timed row with GB/s, TFLOP/s, the floor, its percentage and the verdict; without the
+    `ceilings` that it needs, it says nothing of them."""
     median, low, high = row["ms"]
     made = dict(row)
     made["gb_per_s"] = row["bytes"] / median / 1e6

@@ -114,6 +114,8 @@ def _built(context: Context, task: Task, setting: Setting) -> dict[str, Run]:
             warm(step, context.device, context.pick(5, 1))
             steps[name] = step
         except Exception as failed:
+            if context.tiny:
+                raise
             reason = str(failed).strip().splitlines() or [""]
             context.say(f"{task}: {name} did not run: {type(failed).__name__}: {reason[0][:300]}")
             if context.device.type == "cuda":

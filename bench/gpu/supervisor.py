@@ -8,6 +8,8 @@ dead, or whose device has failed is replaced before the next part.
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -16,10 +18,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from bench.gpu import rehearsal
 from bench.gpu.context import Context
 from bench.gpu.rows import Row
 
 DONE, FAILED, SKIPPED, LATE = "done", "failed", "skipped", "out of time"
+#: What a file says of a part that was under way when the whole run was cut off.
+CUT_OFF = "cut off"
 
 
 class _Part(Protocol):
@@ -59,18 +64,21 @@ class Budget:
 
 
 class Worker:
-    """A process that runs parts; started at the first, and again after one that ended it."""
+    """A process that runs parts; started at the first, and again after one that ended it.
 
-    #: Seconds beyond its own that a part is given to notice that they are over.
-    GRACE = 5.0
+    ``grace``: seconds beyond its own that a part is given to notice that they are over.
+    """
 
-    def __init__(self, device: str, tiny: bool) -> None:
-        self._device, self._tiny = device, tiny
+    def __init__(self, device: str, tiny: bool, grace: float = 5.0) -> None:
+        self._device, self._tiny, self._grace = device, tiny, grace
         self._context = multiprocessing.get_context("spawn")
         self._process: Any = None
         self._pipe: Connection | None = None
 
-    def run(self, part: Callable[[Context], None], seconds: float) -> Result:
+    def run(
+        self, part: Callable[[Context], None], seconds: float, emit: Callable[[Row], None]
+    ) -> Result:
+        """What came of it; ``emit`` has each row as soon as it is there."""
         start = time.monotonic()
         if self._process is None:
             self._start()
@@ -79,7 +87,7 @@ class Worker:
         try:
             self._pipe.send((part, seconds))
             while True:
-                left = start + seconds + self.GRACE - time.monotonic()
+                left = start + seconds + self._grace - time.monotonic()
                 if not self._pipe.poll(max(0.0, left)):
                     self.stop()
                     error = f"stopped after {seconds:.0f} s"
@@ -87,6 +95,7 @@ class Worker:
                 kind, what = self._pipe.recv()
                 if kind == "row":
                     rows.append(what)
+                    emit(what)
                     continue
                 error, usable = what
                 if not usable:
@@ -100,9 +109,13 @@ class Worker:
             error = f"its process ended with exit status {code}"
             return Result(FAILED, time.monotonic() - start, rows, error)
 
-    def stop(self) -> None:
+    def stop(self, patience: float = 5.0) -> None:
+        """End the process, which is given ``patience`` seconds to end what it has started."""
         if self._process is None:
             return
+        if patience:
+            self._process.terminate()
+            self._process.join(patience)
         self._process.kill()
         self._process.join()
         assert self._pipe is not None
@@ -118,11 +131,17 @@ class Worker:
         theirs.close()
 
 
+def end_on_terminate() -> None:
+    """Have SIGTERM leave this process as sys.exit does: `finally` runs."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def _serve(pipe: Connection, device: str, tiny: bool) -> None:
     """The worker: parts come in, rows and an outcome go out."""
+    end_on_terminate()
     where = torch.device(device)
     if tiny:
-        torch.set_num_threads(1)
+        rehearsal.prepare()
     while True:
         try:
             part, seconds = pipe.recv()
@@ -152,19 +171,23 @@ def run_all(
     parts: dict[str, Any],
     names: Iterable[str],
     budget: Budget,
-    run: Callable[[Callable[[Context], None], float], Result],
-    after: Callable[[str, Result], None],
-) -> dict[str, Result]:
-    """Every named part within the budget; ``after`` each, whether it ran or not."""
-    results: dict[str, Result] = {}
+    run: Callable[[Callable[[Context], None], float, Callable[[Row], None]], Result],
+    seen: Callable[[str, Result], None],
+) -> None:
+    """Every named part within the budget. ``seen`` after each of its rows, with the part as it
+    would stand if all ended there, and after the part, whether it ran or not."""
     for name in names:
         part = parts[name]
         share = budget.share(part)
-        if share:
-            result = run(part.run, share)
-        else:
+        if not share:
             reason = f"{budget.left():.0f} s were left, and it takes at least {part.least:.0f}"
-            result = Result(SKIPPED, 0.0, [], reason)
-        results[name] = result
-        after(name, result)
-    return results
+            seen(name, Result(SKIPPED, 0.0, [], reason))
+            continue
+        rows: list[Row] = []
+        start = time.monotonic()
+
+        def emit(row: Row, name: str = name, rows: list[Row] = rows, start: float = start) -> None:
+            rows.append(row)
+            seen(name, Result(CUT_OFF, time.monotonic() - start, list(rows), "the run ended here"))
+
+        seen(name, run(part.run, share, emit))

@@ -13,9 +13,9 @@ Run = Callable[[], object]
 TURN = 20.0
 #: Rounds at the least, and at the most.
 ROUNDS, MOST = 9, 200
-#: Cycles for which the device is kept busy before a kernel is timed, so that the host is ahead of
-#: it and the time is the kernel's: about 1.5 ms.
-AHEAD = 3_000_000
+#: Milliseconds of the host's work at the most that a kernel's turn may need, and cycles of the
+#: device in one, at the 2 GHz that no device exceeds by much.
+HELD, CYCLES = 8.0, 2_000_000
 
 
 def warm(run: Run, device: torch.device, times: int = 3) -> None:
@@ -25,8 +25,8 @@ def warm(run: Run, device: torch.device, times: int = 3) -> None:
         torch.cuda.synchronize(device)
 
 
-def once(run: Run, device: torch.device, count: int = 1, ahead: bool = False) -> float:
-    """Milliseconds of a run, of ``count`` on end. ``ahead``: leave the host's part out."""
+def once(run: Run, device: torch.device, count: int = 1, cycles: int = 0) -> float:
+    """Milliseconds of a run, of ``count`` on end; ``cycles``: the device sleeps before them."""
     if device.type != "cuda":
         start = time.perf_counter()
         for _ in range(count):
@@ -34,14 +34,27 @@ def once(run: Run, device: torch.device, count: int = 1, ahead: bool = False) ->
         return (time.perf_counter() - start) / count * 1e3
     begin = torch.cuda.Event(enable_timing=True)
     end = torch.cuda.Event(enable_timing=True)
-    if ahead:
-        torch.cuda._sleep(AHEAD)
+    if cycles:
+        torch.cuda._sleep(cycles)
     begin.record()
     for _ in range(count):
         run()
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / count
+
+
+def turn(took: float, held: float | None = None) -> tuple[int, int]:
+    """How many runs of ``took`` ms make a turn, and for how many cycles the device sleeps first.
+
+    ``held``: milliseconds that the host needs for a run, where the time must be the device's alone:
+    it sleeps for as long as the host needs for the whole turn, and half of that again.
+    """
+    count = max(1, min(50, round(TURN / max(took, 1e-3))))
+    if held is None:
+        return count, 0
+    count = max(1, min(count, int(HELD / max(held, 1e-3))))
+    return count, int(1.5 * count * held * CYCLES)
 
 
 def rounds(
@@ -54,12 +67,16 @@ def rounds(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Milliseconds of every run in each round, each of which gives all of them a turn, in an order
-    that moves on; ``seconds`` for all rounds, after the first ``least``."""
-    counts = {}
+    that moves on; ``seconds`` for all rounds, after the first ``least``. ``ahead``: of the device's
+    work alone, the host's being done beforehand."""
+    turns = {}
     for name, run in runs.items():
         warm(run, device, min(3, least))
-        took = max(once(run, device), 1e-3) if least > 1 else TURN
-        counts[name] = max(1, min(50, round(TURN / took)))
+        if least > 1:
+            held = min(host(run, device, 5)) / 1e3 if ahead else None
+            turns[name] = turn(once(run, device), held)
+        else:
+            turns[name] = (1, 0)
     order = list(runs)
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = clock() + seconds
@@ -68,9 +85,10 @@ def rounds(
             break
         order.append(order.pop(0))
         for name in order:
-            if counts[name] > 1:
+            count, cycles = turns[name]
+            if count > 1:
                 runs[name]()  # finds the caches full of another's data
-            times[name].append(once(runs[name], device, counts[name], ahead))
+            times[name].append(once(runs[name], device, count, cycles))
     return times
 
 
@@ -83,8 +101,8 @@ def host(run: Run, device: torch.device, repeats: int = 200) -> list[float]:
     """Microseconds that the host is held by a run, the device having time to keep up."""
     taken = []
     warm(run, device, min(3, repeats))
-    for i in range(repeats):
-        if device.type == "cuda" and i % 20 == 0:
+    for _ in range(repeats):
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
         run()

@@ -1,0 +1,145 @@
+"""The tests of tests/gpu as `bench.gpu` collects and runs them, and what a sanitizer prints."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu import checks
+from bench.gpu.checks import Case, outcome, run_tests, sanitized
+from bench.gpu.context import Context
+from bench.gpu.rows import BROKEN, NOT_RUN, PASSED
+from bench.gpu.supervisor import DONE, FAILED, LATE, Result
+
+ROOT = Path(__file__).parents[2]
+
+
+def context(seconds=60.0):
+    rows = []
+    return Context(torch.device("cpu"), True, seconds, rows.append), rows
+
+
+def case(name):
+    return Case("folder", "test_x", name, None, "")
+
+
+class Stand:
+    """A worker whose results are given."""
+
+    results: dict
+
+    def run(self, part, seconds, emit):
+        (test,) = part.args
+        return self.results[test.function]
+
+    def stop(self, patience):
+        pass
+
+
+def test_every_test_of_the_folder_is_collected_once():
+    found = checks.collected(checks.TESTS)
+    names = [str(t) for t in found]
+    # a compiler's cases are two on a GPU and one, twice, here
+    assert len(set(names)) >= len(names) - 2
+    files = {f.stem for f in checks.TESTS.glob("test_*.py")}
+    assert {t.module for t in found} == files
+    assert len([t for t in found if t.function == "test_the_suite"]) == 16
+
+
+def test_a_test_runs_over_its_case_and_says_why_it_is_skipped(tmp_path, monkeypatch):
+    (tmp_path / "test_of_one_run.py").write_text(
+        "import unittest\n"
+        "def test_even(case):\n    assert case % 2 == 0, f'{case} is odd'\n"
+        "test_even.cases = (2, 3)\n"
+        "def test_large():\n    raise unittest.SkipTest('needs 30 GB free')\n"
+    )
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    folder = str(tmp_path)
+    given, rows = context()
+    checks.run_one(Case(folder, "test_of_one_run", "test_even", 0, "2"), given)
+    with pytest.raises(AssertionError, match="3 is odd"):
+        checks.run_one(Case(folder, "test_of_one_run", "test_even", 1, "3"), given)
+    assert rows == []
+    checks.run_one(Case(folder, "test_of_one_run", "test_large", None, ""), given)
+    assert rows == [{"kind": "note", "text": "needs 30 GB free"}]
+
+
+def test_the_outcome_of_a_test():
+    note = {"kind": "note", "text": "needs 30 GB free"}
+    made = [
+        outcome(case("test_a"), Result(DONE, 1.0, [])),
+        outcome(case("test_b"), Result(DONE, 1.0, [note])),
+        outcome(case("test_c"), Result(FAILED, 1.0, [], "Traceback\n  line\nAssertionError: no\n")),
+        outcome(case("test_d"), Result(LATE, 9.0, [], "stopped after 9 s")),
+    ]
+    assert [(r["name"].split("::")[1], r["outcome"], r["why"]) for r in made] == [
+        ("test_a", PASSED, ""),
+        ("test_b", NOT_RUN, "needs 30 GB free"),
+        ("test_c", BROKEN, "AssertionError: no"),
+        ("test_d", BROKEN, "stopped after 9 s"),
+    ]
+    assert "line" in made[2]["output"]
+
+
+def test_all_tests_have_their_turn_whatever_becomes_of_the_others():
+    Stand.results = {f"test_{i}": Result(FAILED if i == 2 else DONE, 1.0, [], "x") for i in "12345"}
+    Stand.results["test_2"] = Result(FAILED, 1.0, [], "its process ended with exit status -11")
+    given, rows = context()
+    run_tests([case(n) for n in Stand.results], 3, Stand, given)
+    assert sorted((r["name"][-1], r["outcome"]) for r in rows) == [
+        ("1", PASSED), ("2", BROKEN), ("3", PASSED), ("4", PASSED), ("5", PASSED),
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tests_without_a_turn_are_no_success():
+    Stand.results = {"test_1": Result(DONE, 1.0, [])}
+    given, _ = context(seconds=2.0)
+    with pytest.raises(TimeoutError, match="1 tests did not have their turn"):
+        run_tests([case("test_1")], 1, Stand, given)
+    Stand.results = {}  # its thread ends by an exception
+    given, rows = context()
+    with pytest.raises(TimeoutError, match="1 tests did not have their turn"):
+        run_tests([case("test_1")], 1, Stand, given)
+    assert rows == []
+
+
+CLEAN = "========= COMPUTE-SANITIZER\nsmall case: done\n========= ERROR SUMMARY: 0 errors\n"
+RACES = (
+    "small case: done\n========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n"
+)
+WILD = "========= Invalid __global__ read of size 16 bytes\n========= ERROR SUMMARY: 12 errors\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "wanted", "why"),
+    [
+        (CLEAN, 0, PASSED, "0 errors"),
+        (RACES, 9, BROKEN, "2 hazards displayed (2 errors, 0 warnings)"),
+        (WILD, 9, BROKEN, "12 errors"),
+        ("========= COMPUTE-SANITIZER\n", None, NOT_RUN, "timed out"),
+        ("Traceback\nImportError: torch\n", 1, NOT_RUN, "did not get to its end (exit status 1)"),
+        ("========= ERROR SUMMARY: 0 errors\n", 1, NOT_RUN, "exit status 1"),
+        ("========= ERROR SUMMARY: 0 errors\n", 0, NOT_RUN, "exit status 0"),
+    ],
+)
+def test_what_a_sanitizer_prints(output, code, wanted, why):
+    row = sanitized("memcheck", output, code)
+    assert row["outcome"] == wanted
+    assert why in row["why"]
+    assert wanted == PASSED or row["output"] == output
+
+
+def test_a_program_is_heard_to_its_end_or_ended():
+    python = [sys.executable, "-c"]
+    says = "import sys; print('a'); print('b', file=sys.stderr); sys.exit(4)"
+    assert checks._run([*python, says], 30) == ("a\nb\n", 4)
+    where = "import bench, os; print(os.path.dirname(os.path.dirname(bench.__file__)))"
+    assert checks._run([*python, where], 30) == (f"{ROOT}\n", 0)
+    waits = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    printed, code = checks._run([*python, waits], 2)
+    assert code is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(printed), 0)

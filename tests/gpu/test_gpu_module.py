@@ -1,0 +1,146 @@
+"""The public module on the device: compiled, captured in a graph, without a wait for the host."""
+
+import torch
+import torch.nn.functional as F
+from gpu_cases import DEVICE, on_gpu, over, pick
+from torch import nn
+
+import dfa_kernels as dfa
+from dfa_kernels.backends import chosen
+
+INDUCTOR = pick("inductor", "aot_eager")
+
+OPTIMIZERS = {
+    "sgd": lambda net, **more: dfa.optim.SGD(net, lr=0.05, momentum=0.9, **more),
+    "adamw": lambda net, **more: dfa.optim.AdamW(net, lr=1e-3, eps=1e-3, **more),
+}
+
+
+def network(fused=True):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10)
+    ).to(DEVICE)
+    return dfa.DFA(dfa.fuse(model) if fused else model)
+
+
+def batch():
+    torch.manual_seed(1)
+    rows = pick(200, 20)
+    return torch.randn(rows, 40, device=DEVICE), torch.randint(10, (rows,), device=DEVICE)
+
+
+def stepping(net, optimizer, compiled=None):
+    x, y = batch()
+    forward = net if compiled is None else compiled
+
+    def step():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(forward(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def close(a, b):
+    for ours, wanted in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+@over([(fused, compiler) for fused in (True, False) for compiler in ("aot_eager", INDUCTOR)])
+def test_a_compiled_forward_gives_eager_gradients(case):
+    fused, compiler = case
+    torch.compiler.reset()
+    net, eager = network(fused), network(fused)
+    x, y = batch()
+    compiled = torch.compile(net, fullgraph=True, backend=compiler)
+    for run in (compiled, eager):
+        F.cross_entropy(run(x), y).backward()
+    for a, b in zip(net.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+@over(OPTIMIZERS)
+def test_a_compiled_update_in_backward_gives_eager_steps(case):
+    torch.compiler.reset()
+    net, eager = network(), network()
+    compiled = torch.compile(net, fullgraph=True, backend=INDUCTOR)
+    ours = stepping(net, OPTIMIZERS[case](net, update="backward"), compiled)
+    theirs = stepping(eager, OPTIMIZERS[case](eager))
+    for _ in range(4):
+        ours(), theirs()
+    close(net, eager)
+
+
+@over(OPTIMIZERS)
+def test_the_steps_are_the_references_steps(case):
+    """In fp32 throughout."""
+    ours, theirs = network(), network()
+    assert chosen(DEVICE, torch.float32)[0] == "triton"
+    step, their_step = (stepping(net, OPTIMIZERS[case](net)) for net in (ours, theirs))
+    for _ in range(4):
+        step()
+        with dfa.backends.use("reference"):
+            their_step()
+    close(ours, theirs)
+
+
+@over(["step", "backward"])
+@on_gpu
+def test_a_graph_of_a_whole_step_replays_eager_steps(case):
+    """SGD, whose hyperparameters do not change from step to step."""
+    net, eager = network(), network()
+    step, eager_step = (stepping(n, OPTIMIZERS["sgd"](n, update=case)) for n in (net, eager))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for _ in range(3):
+        eager_step()
+    close(net, eager)  # a capture runs nothing
+    for _ in range(5):
+        graph.replay()
+        eager_step()
+    torch.cuda.synchronize()
+    close(net, eager)
+
+
+@over([(rule, update) for rule in OPTIMIZERS for update in ("step", "backward")])
+@on_gpu
+def test_a_step_never_waits_for_the_device(case):
+    rule, update = case
+    net = network()
+    step = stepping(net, OPTIMIZERS[rule](net, update=update))
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_mixed_precision_trains():
+    net = network()
+    x, y = batch()
+    optimizer = dfa.optim.AdamW(net, lr=1e-3)
+    losses = []
+    for _ in range(pick(30, 5)):
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.dtype == torch.float32 for p in net.parameters())
