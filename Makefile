@@ -1,6 +1,8 @@
 # make train: a virtual environment and the main job.  make test: the same, and the tests.
 # make interpreted: the Triton kernels in Triton's interpreter, where there is no GPU; part of `test`.
 # make asan: the same under AddressSanitizer, which sees what a missing mask reads or writes.
+# make gpu: tests and figures on a GPU, from the checkout, by a Python that has torch and Triton.
+# make gpu-rehearsal: the same on the CPU, tiny, so that a GPU's time is not spent on a typing error.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,12 +14,12 @@ OLDEST := $(VENV)/triton-3.6
 
 INTERPRETED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interpreted -n 2
 
-.PHONY: train test suite interpreted asan lint types bench clean
+.PHONY: train test suite interpreted asan gpu gpu-rehearsal lint types bench clean
 
 train: $(READY)
 	$(BIN)/dfa-kernels train --overwrite $(ARGS)
 
-test: suite interpreted
+test: suite interpreted gpu-rehearsal
 
 suite: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -27,10 +29,16 @@ ifeq ($(shell uname -s),Linux)
 interpreted: $(OLDEST)
 	$(INTERPRETED)
 	PYTHONPATH=$(OLDEST) $(INTERPRETED) --deselect tests/interpreted/test_conformance.py
+
+gpu-rehearsal: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.gpu --dry-run
 else
-interpreted:
+interpreted gpu-rehearsal:
 	@echo "no Triton for this system: its kernels are not tested"
 endif
+
+gpu:
+	$(PYTHON) -m bench.gpu $(ARGS)
 
 asan: $(READY)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \

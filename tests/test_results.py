@@ -1,0 +1,68 @@
+"""No figure without its measurement: `bench/results/README.md`, and what is said of GPUs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.gpu import rows, steps
+from bench.gpu.parts import PARTS
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench/results"
+PAGE = (RESULTS / "README.md").read_text()
+MEASURED, MISSING = PAGE.split("## Not yet measured on hardware")
+ON_GPUS = "".join(f.read_text() for f in RESULTS.glob("*/gpu.md"))
+PAGES = [ROOT / "README.md", RESULTS / "README.md", *ROOT.glob("docs/**/*.md")]
+
+#: What only a GPU reaches, or is told of one.
+GPU_FIGURE = re.compile(
+    r"(\d[\d.,]*)\s*(?:TFLOP/s|TB/s|GB/s|× on (?:an? )?(?:H\d|A\d|B\d|MI\d|GPU))"
+)
+
+
+def figures(text):
+    return GPU_FIGURE.findall(text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_gpu_figure_that_no_result_holds(page):
+    for figure in figures(page.read_text()):
+        assert figure in ON_GPUS, f"{page.name} says {figure}, which no bench/results/*/gpu.md does"
+
+
+def test_such_figures_are_recognised():
+    text = "780 TFLOP/s, 4.3 TB/s and 1.7 × on an H200, 2.5 × on a GPU, but 0.7 × on a CPU"
+    assert figures(text) == ["780", "4.3", "1.7", "2.5"]
+
+
+def test_every_file_of_a_claim_is_there_and_every_result_has_a_claim():
+    files = set(re.findall(r"\]\(([^)]+)\)", MEASURED))
+    assert all((RESULTS / f).is_file() for f in files)
+    held = {str(f.relative_to(RESULTS)) for f in RESULTS.rglob("*.json")}
+    assert held <= files
+
+
+def test_what_is_missing_is_measured_by_parts_that_exist():
+    named = set()
+    for line in MISSING.splitlines():
+        if line.startswith("| ") and "parts" in line.rsplit("|", 2)[1]:
+            named |= set(re.findall(r"`([\w-]+)`", line.rsplit("|", 2)[1]))
+    assert named
+    assert named <= set(PARTS)
+
+
+def test_the_targets_are_those_of_the_code():
+    project = rows.TARGETS["project"]
+    assert f"≥ {project.memory * 100:.0f} % of the copy bandwidth" in MISSING
+    assert f"≥ {project.products * 100:.0f} % of the products' rate beyond" in MISSING
+    assert f"≥ {rows.TARGETS['update'].products * 100:.0f} % of the products' rate |" in MISSING
+    large, small, field = steps.LARGE, steps.SMALL, steps.FIELD
+    for step, target in (
+        (f"MLP {large.depth} × {large.width}, N {large.batch}", steps.LARGE_TARGET),
+        (f"MLP {small.depth} × {small.width}, N {small.batch}", steps.SMALL_TARGET),
+        (f"NeRF's MLP, N {field.batch:,}", steps.FIELD_TARGET),
+    ):
+        assert f"{step}, against compiled backpropagation | ≥ {target:g} ×" in MISSING
+    assert f"≥ {steps.SMALL_GRAPH_TARGET:g} ×" in MISSING
+    assert f"≥ {steps.REFERENCE_TARGET:g} ×" in MISSING
