@@ -190,6 +190,8 @@ def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None
     torch.ops.dfa_kernels.step_(
         [p.parameter for p in parameters],
         [state for p in parameters for state in p.states],
+        [p.copy for p in parameters if p.copy is not None],
+        [p.copy is not None for p in parameters],
         torch.stack(rows),
         rule,
         [u.bias is not None for u in updates],
@@ -252,10 +254,12 @@ def _(error, handle, columns, slots):
     return torch.empty((len(slots), columns), dtype=torch.float64)
 
 
-@torch.library.custom_op("dfa_kernels::step_", mutates_args=("parameters", "states"))
+@torch.library.custom_op("dfa_kernels::step_", mutates_args=("parameters", "states", "copies"))
 def _step(
     parameters: list[Tensor],
     states: list[Tensor],
+    copies: list[Tensor],
+    copied: list[bool],
     hyper: Tensor,
     rule: str,
     biased: list[bool],
@@ -278,10 +282,10 @@ def _step(
         for i, scale, layer in zip(error_of, scales, layers, strict=True)
     )
     kept = len(RULES[rule].states)
-    table = hyper.tolist()
+    table, copy = hyper.tolist(), iter(copies)
     every = [
-        Update(p, tuple(states[kept * i : kept * i + kept]), table[i])
-        for i, p in enumerate(parameters)
+        Update(p, tuple(states[kept * i : kept * i + kept]), table[i], next(copy) if has else None)
+        for i, (p, has) in enumerate(zip(parameters, copied, strict=True))
     ]
     weights, biases = every[: len(counts)], iter(every[len(counts) :])
     updates = [

@@ -89,6 +89,9 @@ def _checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
         for hyper, (shape, dtype) in itertools.product(hypers, cases):
             label = f"{rule} {hyper} {_label(shape, dtype)}"
             yield f"step_ {label}", partial(_step, rule, hyper, shape, dtype, device)
+        for shape, dtype in _COPIED:
+            label = f"{rule} with copies {_label(shape, dtype)}"
+            yield f"step_ {label}", partial(_copies, rule, shape, dtype, device)
     yield "layouts", partial(_layouts, device)
     yield "nan and inf", partial(_not_finite, device)
 
@@ -279,6 +282,44 @@ def _step(
     for i, (a, b, c, d) in enumerate(zip(made, plain, truth, again, strict=True)):
         _compare(f"tensor {i}", a, b, c, torch.full_like(c, slack))
         _same(f"tensor {i}", a, d)
+
+
+_COPIED = [*((shape, torch.bfloat16) for shape in _SHAPES), (_SHAPES[1], torch.float16)]
+
+
+def _copies(rule: str, shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
+    """A copy is the stepped fp32 parameter rounded, to the bit, and the step is what it is without
+    copies; not every parameter has one."""
+    error, layers = _case(shape, dtype, device, "tanh")
+    hyper, made = _HYPERS[rule][-1], []
+    start = [
+        [_parameter(rule, x.saved.shape[1], k, device) for k in (x.inputs.shape[1], None)]
+        for x in layers
+    ]
+    for copied in (True, False):
+        updates = []
+        for i, (layer, pair) in enumerate(zip(layers, start, strict=True)):
+            weight, bias = (
+                Update(p.clone(), tuple(s.clone() for s in states), hyper) for p, states in pair
+            )
+            if copied and i != 1:
+                weight = weight._replace(copy=_unwritten(weight.parameter, dtype))
+            if copied and i != 2:
+                bias = bias._replace(copy=_unwritten(bias.parameter, dtype))
+            updates.append(LayerUpdate(weight, bias, [Segment(error, 0.1, layer)]))
+        ops.step_(Feedback("uniform", seed=5), rule, updates)
+        made.append([u for weight, bias, _ in updates for u in (weight, bias) if u is not None])
+    for i, (ours, plain) in enumerate(zip(*made, strict=True)):
+        near = torch.allclose(ours.parameter, plain.parameter, rtol=1e-4, atol=1e-4)
+        assert near, f"parameter {i}: a copy of it, or of another, changes the step"
+        if ours.copy is not None:
+            rounded = ours.parameter.to(dtype)
+            wrong = int((ours.copy != rounded).sum())
+            assert not wrong, f"copy {i}: {wrong} of {rounded.numel()} are not the rounded ones"
+
+
+def _unwritten(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.full_like(parameter, math.nan, dtype=dtype)
 
 
 def _parameter(

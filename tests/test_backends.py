@@ -157,6 +157,46 @@ def _without(hyper, column):
     return tuple(hyper)
 
 
+def _ignored(update):
+    return update._replace(copy=None)
+
+
+def _stale(update):
+    if update.copy is not None:
+        update.copy.copy_(update.parameter)
+    return _ignored(update)
+
+
+@pytest.mark.parametrize("broken", [_ignored, _stale])
+@pytest.mark.parametrize("which", ["weight", "bias"])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_a_step_that_writes_no_copy_or_the_old_one_fails(rule, which, broken):
+    class Broken(OnlyProjects):
+        def step_(self, feedback, called, updates):
+            if called == rule:
+                updates = [
+                    u._replace(**{which: broken(getattr(u, which))}) if getattr(u, which) else u
+                    for u in updates
+                ]
+            Reference().step_(feedback, called, updates)
+
+    with pytest.raises(AssertionError, match=f"step_ {rule} with copies.*rounded ones"):
+        testing.check_backend(Broken())
+
+
+def test_a_step_that_truncates_its_copies_fails():
+    class Broken(OnlyProjects):
+        def step_(self, feedback, rule, updates):
+            Reference().step_(feedback, rule, updates)
+            for u in (u for update in updates for u in update[:2] if u and u.copy is not None):
+                if u.copy.dtype == torch.bfloat16:
+                    upper = u.parameter.view(torch.int32) >> 16
+                    u.copy.copy_(upper.to(torch.int16).view(torch.bfloat16))
+
+    with pytest.raises(AssertionError, match="with copies.*rounded ones"):
+        testing.check_backend(Broken())
+
+
 # The registry ---------------------------------------------------------------------------------
 
 

@@ -45,15 +45,17 @@ def test_gradients_passes_opcheck(layout, activation):
     opcheck(torch.ops.dfa_kernels.gradients, args)
 
 
-def step_args(layout, rule):
+def step_args(layout, rule, copied=(False, False, False)):
     error, inputs, saved = records(layout)
     saved[1] = error.clone()
     change = LAYOUTS[layout]
     parameters = [change(torch.randn(7, 3)), change(torch.randn(5, 7)), torch.randn(7)]
     states = [torch.rand_like(p) for p in parameters for _ in RULES[rule].states]
+    copies = [p.bfloat16() for p, has in zip(parameters, copied, strict=True) if has]
     hyper = torch.full((3, len(RULES[rule].hyper)), 0.5, dtype=torch.float64)
     return (
-        parameters, states, hyper, rule, [True, False], [1, 1], [error], None, "rademacher", 3,
+        parameters, states, copies, list(copied), hyper, rule, [True, False], [1, 1], [error], None,
+        "rademacher", 3,
         [0, 0], [0.1, 0.1], inputs, saved, [CODES["tanh"], CODES["identity"]], [0, HEAD], [1, 1],
     )  # fmt: skip
 
@@ -64,14 +66,23 @@ def test_step_passes_opcheck(layout, rule):
     opcheck(torch.ops.dfa_kernels.step_, step_args(layout, rule))
 
 
-def test_step_mutates_parameters_and_states_alone():
-    args = step_args("contiguous", "sgd")
-    others = [args[2], *args[6], *args[12], *args[13]]
+@pytest.mark.parametrize("copied", [(True, True, True), (True, False, False), (False, True, True)])
+def test_step_with_copies_passes_opcheck(copied):
+    opcheck(torch.ops.dfa_kernels.step_, step_args("permuted", "adamw", copied))
+
+
+@pytest.mark.parametrize("copied", [(False, False, False), (False, True, True)])
+def test_step_mutates_parameters_states_and_copies_alone(copied):
+    args = step_args("contiguous", "sgd", copied)
+    others = [args[4], *args[8], *args[14], *args[15]]
     before = [t.clone() for t in others]
-    changed = [t.clone() for t in (*args[0], *args[1])]
+    mutated = [*args[0], *args[1], *args[2]]
+    changed = [t.clone() for t in mutated]
     torch.ops.dfa_kernels.step_(*args)
     assert all(torch.equal(a, b) for a, b in zip(others, before, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip((*args[0], *args[1]), changed, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(mutated, changed, strict=True))
+    rounded = [p.bfloat16() for p, has in zip(args[0], copied, strict=True) if has]
+    assert all(map(torch.equal, args[2], rounded))
 
 
 def test_the_op_gives_the_bits_of_the_backend_called_directly(monkeypatch):

@@ -73,11 +73,16 @@ RULES = {
 
 
 class Update(NamedTuple):
-    """A parameter that is stepped in place: its optimizer state and its row of the rule's table."""
+    """A parameter that is stepped in place: its optimizer state and its row of the rule's table.
+
+    ``copy``: where the stepped parameter is written once more, rounded to the nearest of the copy's
+    dtype; ``parameter`` is then the fp32 master of a model's bf16 or fp16 weight.
+    """
 
     parameter: Tensor
     states: tuple[Tensor, ...]
     hyper: Sequence[float]
+    copy: Tensor | None = None
 
 
 class LayerUpdate(NamedTuple):

@@ -27,8 +27,13 @@ class Step:
     def __init__(self, rule: str) -> None:
         self._linear = rule == "sgd"
         self._scratch = _Scratch(_STEPS[rule])
+        self._copies: list[tuple[Tensor, Tensor]] = []
 
     def add(self, weight: Update, bias: Update | None, terms: Terms) -> None:
+        if weight.copy is not None:
+            self._copies.append((weight.copy, weight.parameter))
+        if bias is not None and bias.copy is not None:
+            self._copies.append((bias.copy, bias.parameter))
         if self._linear and _is_linear(weight, bias, terms):
             factors = [(delta.T, inputs) for delta, inputs in terms]
             _accumulate(weight, torch.Tensor.addmm_, factors)
@@ -45,6 +50,8 @@ class Step:
 
     def flush(self) -> None:
         self._scratch.flush()
+        for copy, parameter in self._copies:
+            copy.copy_(parameter)
 
 
 @functools.lru_cache(maxsize=16)
@@ -153,7 +160,7 @@ def product(delta: Tensor, inputs: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _step_rows(weight: Update, terms: Terms, scratch: _Scratch) -> None:
-    parameter, states, hyper = weight
+    parameter, states, hyper, _ = weight
     height, width = parameter.shape
     rows = max(1, _SLICE // max(1, width))
     for start in range(0, height, rows):
@@ -167,7 +174,7 @@ def _step_rows(weight: Update, terms: Terms, scratch: _Scratch) -> None:
 
 
 def _step_vector(bias: Update, terms: Terms, scratch: _Scratch) -> None:
-    parameter, states, hyper = bias
+    parameter, states, hyper, _ = bias
     (delta, _), *more = terms
     gradient = delta.sum(0, dtype=parameter.dtype)
     for delta, _ in more:
@@ -197,7 +204,7 @@ def _accumulate(
     update: Update, add_: Callable[..., Tensor], factors: list[tuple[Tensor, Tensor]]
 ) -> None:
     """δᵀ·x goes straight into the momentum buffer, or into the weight."""
-    parameter, states, (lr, momentum, dampening, decay, _, maximize, first) = update
+    parameter, states, (lr, momentum, dampening, decay, _, maximize, first), _ = update
     if momentum:
         target, gain = states[0], 1.0 if first else 1 - dampening
         beta = 0.0 if first else momentum

@@ -48,11 +48,14 @@ def head(error, k, dtype=None):
     return Layer(x, error.to(dtype), "identity", HEAD, 1)
 
 
-def parameter(rule, *shape, hyper=None, dtype=torch.float32, state=None):
-    """With states of at least 1/4: AdamW divides by the root of one of them."""
+def parameter(rule, *shape, hyper=None, dtype=torch.float32, state=None, copy=None):
+    """With states of at least 1/4: AdamW divides by the root of one of them. ``copy``: its dtype;
+    nothing is there yet."""
     hyper = HYPER[rule] if hyper is None else hyper
     states = tuple((torch.rand(shape) + 0.25).to(state or dtype) for _ in RULES[rule].states)
-    return Update(torch.randn(shape).to(dtype), states, hyper)
+    made = torch.randn(shape).to(dtype)
+    unwritten = None if copy is None else torch.full(shape, math.nan, dtype=copy)
+    return Update(made, states, hyper, unwritten)
 
 
 def stepped(rule, segments, bias=True, **given):
@@ -65,8 +68,12 @@ def stepped(rule, segments, bias=True, **given):
 
 def tensors(updates):
     """Parameters and states, in their order."""
-    every = [u for update in updates for u in update[:2] if u is not None]
-    return [t for u in every for t in (u.parameter, *u.states)]
+    return [t for u in parameters(updates) for t in (u.parameter, *u.states)]
+
+
+def parameters(updates):
+    """The weights and biases that are stepped."""
+    return [u for update in updates for u in update[:2] if u is not None]
 
 
 def check_step(feedback, rule, updates):
@@ -126,15 +133,19 @@ def check_project(error, feedback, scale, points):
 
 
 def _run(step_, feedback, rule, updates):
-    """The tensors of a copy of ``updates`` after the step, in the original's strides."""
+    """The tensors of a copy of ``updates`` after the step, in the original's strides; low-precision
+    copies are what they must be."""
     copies = [_copied(u) for u in updates]
     step_(feedback, rule, copies)
+    for u in parameters(copies):
+        if u.copy is not None:
+            assert torch.equal(u.copy, u.parameter.to(u.copy.dtype))
     return tensors(copies)
 
 
 def _copied(update):
     weight, bias, segments = update
-    return LayerUpdate(*(u and _map(u, _like) for u in (weight, bias)), segments)
+    return LayerUpdate(*(u and mapped(u, _like) for u in (weight, bias)), segments)
 
 
 def _like(tensor):
@@ -145,14 +156,15 @@ def _like(tensor):
     return storage.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
 
 
-def _map(update, change):
-    return Update(change(update.parameter), tuple(map(change, update.states)), update.hyper)
+def mapped(update, change):
+    copy = None if update.copy is None else change(update.copy)
+    return Update(change(update.parameter), tuple(map(change, update.states)), update.hyper, copy)
 
 
 def _wide(updates):
     return [
         LayerUpdate(
-            *(u and _map(u, torch.Tensor.double) for u in (weight, bias)),
+            *(u and mapped(u, torch.Tensor.double) for u in (weight, bias)),
             [
                 Segment(
                     s.error.double(),

@@ -118,15 +118,18 @@ def test_gradients_passes_opcheck(either_delta):
     opcheck(torch.ops.dfa_kernels.gradients, (*args, torch.float32))
 
 
+@pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("rule", RULES)
-def test_step_passes_opcheck(rule, either_delta):
+def test_step_passes_opcheck(rule, copied, either_delta):
     layers, inputs, saved = _records()
     parameters = [torch.randn(7, 3), torch.randn(5, 7), torch.randn(7)]
     states = [torch.rand_like(p) for p in parameters for _ in RULES[rule].states]
+    copies = [p.bfloat16() for p in parameters if copied]
     hyper = torch.full((3, len(SGD["plain"])), 0.5, dtype=torch.float64)
     codes = [CODES[x.activation] for x in layers]
     args = (
-        parameters, states, hyper, rule, [True, False], [1, 1], [torch.randn(6, 5)], None,
+        parameters, states, copies, [copied] * 3, hyper, rule, [True, False], [1, 1],
+        [torch.randn(6, 5)], None,
         "rademacher", 3, [0, 0], [0.1, 0.1], inputs, saved, codes, [0, HEAD], [1, 1],
     )  # fmt: skip
     opcheck(torch.ops.dfa_kernels.step_, args)

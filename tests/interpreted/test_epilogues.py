@@ -4,7 +4,18 @@ import itertools
 
 import pytest
 import torch
-from oracle import ADAMW, SGD, check_gradients, check_project, check_step, head, record, stepped
+from oracle import (
+    ADAMW,
+    SGD,
+    check_gradients,
+    check_project,
+    check_step,
+    head,
+    mapped,
+    parameter,
+    record,
+    stepped,
+)
 
 from dfa_kernels import ops
 from dfa_kernels.activation import ACTIVATIONS
@@ -91,6 +102,48 @@ def test_weights_and_states_of_other_dtypes(rule, activations, weights, states, 
         for x in layers
     ]
     check_step(Feedback(), rule, updates)
+
+
+@pytest.mark.parametrize("copy", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_low_precision_copies_of_fp32_masters(rule, copy, launched, either_delta):
+    """Odd widths and whole vectors; the copy is written by the launch that steps its master."""
+    error = torch.randn(17, 6).to(copy)
+    layers = [record(17, k, d, dtype=copy) for k, d in ((33, 18), (1, 5), (32, 24), (70, 130))]
+    updates = [
+        stepped(rule, [Segment(error, 0.2, x)], copy=copy) for x in (*layers, head(error, 9))
+    ]
+    check_step(Feedback(), rule, updates)
+    assert [x.constants.copied.value for x in launched if x.hyper] == [True]
+
+
+def test_copies_of_some_parameters_alone(launched, delta):
+    """Weights with and without are two launches; a bias goes with its weight."""
+    delta("on-the-fly")
+    error = torch.randn(17, 6)
+    updates = []
+    for i in range(4):
+        update = stepped("adamw", [Segment(error, 0.2, record(17, 9, 18))], copy=torch.bfloat16)
+        weight, bias = (
+            u if i & bit else u._replace(copy=None)
+            for u, bit in zip(update[:2], (1, 2), strict=True)
+        )
+        updates.append(update._replace(weight=weight, bias=bias))
+    check_step(Feedback(), "adamw", updates)
+    assert len(launched) == 2
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_a_bias_of_another_dtype_than_its_weight(rule, either_delta):
+    """Also where neither lies in rows of adjacent elements."""
+    error = torch.randn(17, 6)
+    for own, other in itertools.permutations((torch.float32, torch.bfloat16), 2):
+        update = stepped(rule, [Segment(error, 0.2, record(17, 9, 18))], dtype=own)
+        bias = parameter(rule, 18, dtype=other)
+        check_step(Feedback(), rule, [update._replace(bias=bias)])
+        apart = mapped(bias, lambda t: torch.stack((t, t), 1)[:, 0])
+        turned = mapped(update.weight, lambda t: t.T.contiguous().T)
+        check_step(Feedback(), rule, [update._replace(weight=turned, bias=apart)])
 
 
 @pytest.mark.parametrize(("error", "kept"), list(itertools.permutations(FLOATS, 2)))

@@ -93,6 +93,19 @@ def test_parameters_that_are_views(view, rule, either_delta):
     check_step(Feedback(), rule, [update._replace(weight=weight)])
 
 
+@pytest.mark.parametrize("view", [strided, offset, transposed], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("which", ["parameter", "copy"])
+def test_copies_and_their_masters_that_are_views(which, view, either_delta):
+    error = torch.randn(19, 12)
+    segments = [Segment(error, 0.1, record(19, 20, 36))]
+    update = stepped("adamw", segments, copy=torch.bfloat16)
+    weight = update.weight
+    changed = {which: view(getattr(weight, which))}
+    if which == "parameter":
+        changed["states"] = tuple(map(view, weight.states))
+    check_step(Feedback(), "adamw", [update._replace(weight=weight._replace(**changed))])
+
+
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
 def test_states_with_other_strides_than_their_parameter(rule):
     error = torch.randn(19, 12)

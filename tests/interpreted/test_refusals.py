@@ -76,7 +76,7 @@ def test_a_dtype_of_a_state_changes_nothing():
     weight = updates[-1].weight
     states = tuple(s.double() for s in weight.states)
     updates[-1] = updates[-1]._replace(weight=weight._replace(states=states))
-    _unchanged(updates, r"a parameter or state of shape \(4, 5\) is torch.float64", TypeError)
+    _unchanged(updates, r"a parameter, state or copy of shape \(4, 5\) is torch.float64", TypeError)
 
 
 class Fails:

@@ -64,10 +64,14 @@ class Kernels:
         copied: list[tuple[Tensor, Tensor]] = []
         grouped = []
         for weight, bias, segments in updates:
+            _check(weight)
+            if bias is not None:
+                _check(bias)
+                weight, bias = _alike(weight, bias, copied)
             own = None if bias is None else _in_rows(bias, copied)
             grouped.append(_Wanted(_in_rows(weight, copied), own, segments))
         self._run(feedback, rule, grouped)
-        for original, changed in copied:
+        for original, changed in reversed(copied):
             original.copy_(changed)
 
     def _run(self, feedback: Feedback, rule: str, wanted: Sequence[_Wanted]) -> None:
@@ -90,19 +94,57 @@ class _Wanted(NamedTuple):
     segments: list[Segment]
 
 
+def _check(given: Update) -> None:
+    for t in (given.parameter, *given.states, given.copy):
+        if t is not None:
+            check(t, f"a parameter, state or copy of shape {tuple(given.parameter.shape)}")
+
+
 def _in_rows(given: Update, copied: list[tuple[Tensor, Tensor]]) -> Applied:
-    """The parameter and its states as the kernels address them: rows of adjacent elements, the same
-    strides for all. What is not so is copied, and ``copied`` says where it must go back to."""
-    parameter, states, hyper = given
-    for t in (parameter, *states):
-        check(t, f"a parameter or state of shape {tuple(parameter.shape)}")
-    tensors = [parameter, *states]
+    """The parameter and what goes with it as the kernels address them: rows of adjacent elements,
+    the same strides for all. What is not so is copied, and ``copied`` says where it must go back
+    to."""
+    parameter, states, hyper, copy = given
+    tensors = [parameter, *states] if copy is None else [parameter, *states, copy]
     strides = parameter.stride()
-    if strides[-1] != 1 or any(s.numel() and s.stride() != strides for s in states):
+    if strides[-1] != 1 or any(t.numel() and t.stride() != strides for t in tensors):
         made = [t.contiguous() if t.numel() else t for t in tensors]
         copied += [(t, c) for t, c in zip(tensors, made, strict=True) if t is not c]
         tensors = made
-    return Applied(tensors[0], tuple(tensors[1:]), None, hyper)
+    if copy is not None:
+        copy = tensors.pop()
+    return Applied(tensors[0], tuple(tensors[1:]), copy, hyper)
+
+
+def _alike(
+    weight: Update, bias: Update, copied: list[tuple[Tensor, Tensor]]
+) -> tuple[Update, Update]:
+    """Both in the wider of their dtypes, for a kernel is compiled for one; copies too. ``copied``
+    says what must go back to where it came from."""
+    own, other = _dtypes(weight), _dtypes(bias)
+    if own != other:
+        wider = [torch.promote_types(a, b) for a, b in zip(own, other, strict=True)]
+        weight, bias = _cast(weight, wider, copied), _cast(bias, wider, copied)
+    wanted = None if weight.copy is None else weight.copy.dtype
+    if bias.copy is not None and bias.copy.dtype != wanted:
+        copied.append((bias.copy, bias.parameter))
+        bias = bias._replace(copy=None)
+    if bias.copy is None and wanted is not None:
+        bias = bias._replace(copy=torch.empty_like(bias.parameter, dtype=wanted))
+    return weight, bias
+
+
+def _dtypes(given: Update) -> list[torch.dtype]:
+    return [t.dtype for t in (given.parameter, *given.states)]
+
+
+def _cast(given: Update, dtypes: list[torch.dtype], copied: list[tuple[Tensor, Tensor]]) -> Update:
+    made = []
+    for tensor, dtype in zip((given.parameter, *given.states), dtypes, strict=True):
+        made.append(tensor.to(dtype))
+        if made[-1] is not tensor:
+            copied.append((tensor, made[-1]))
+    return given._replace(parameter=made[0], states=tuple(made[1:]))
 
 
 class _Deltas:
