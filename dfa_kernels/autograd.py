@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     ``error_rows``, ``error_width``: N and E of the flattened error. ``parameters``,
     ``chain``, ``states``: how many of each follow the points among the node's tensors.
     ``update``: ``"gradients"`` returns them; ``"backward"`` applies ``rule`` at once, for the
-    optimizer known by ``handle``, whose ``slots`` the parameters are.
+    optimizer known by ``handle``, whose ``slots`` the parameters are; ``copies``: with masters.
     """
 
     distribution: str
@@ -74,6 +74,7 @@ class Plan(NamedTuple):
     rule: str = ""
     handle: int = -1
     slots: tuple[int, ...] = ()
+    copies: bool = False
 
     @property
     def keeps_output(self) -> bool:
@@ -263,15 +264,17 @@ def _deferred(
 
 
 def _step(
-    plan: Plan, feedback: Feedback, error: Tensor, records: list[Layer], rest: list[Tensor]
+    plan: Plan, feedback: Feedback, error: Tensor, records: list[Layer], rest: list[Any]
 ) -> None:
-    """Apply the optimizer's rule at once. ``rest``: each parameter, followed by its states."""
-    stride = 1 + len(RULES[plan.rule].states)
+    """Apply the optimizer's rule at once. ``rest``: each parameter, followed by its states, and
+    with masters by its copy or None."""
+    stride = 1 + len(RULES[plan.rule].states) + plan.copies
     rows = ops.hyper(error, plan.handle, plan.rule, list(plan.slots))
 
     def update(slot: int) -> Update:
         parameter, *states = rest[slot * stride : (slot + 1) * stride]
-        return Update(parameter, tuple(states), rows[slot])
+        copy = states.pop() if plan.copies else None
+        return Update(parameter, tuple(states), rows[slot], copy)
 
     updates: list[LayerUpdate] = []
     weights: list[int] = []

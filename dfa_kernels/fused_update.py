@@ -7,7 +7,8 @@ records of each weight into one grouped call of the backend and hands the rest t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +19,21 @@ from dfa_kernels import ops
 from dfa_kernels.autograd import Plan
 from dfa_kernels.backends.contract import LayerUpdate, Update
 from dfa_kernels.feedback import Feedback
+from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
 from dfa_kernels.pending import Ledger, PendingGradient, Recorded
 
 #: A fused layer's part in one record: the record's number in the ledger, its B, and the layer.
 _Term = tuple[int, Feedback, Recorded]
+
+
+class _Slot(NamedTuple):
+    """What update="backward" needs of a parameter: its master is None where it has none."""
+
+    parameter: Tensor
+    group: dict[str, Any]
+    master: Tensor | None
+    states: tuple[Tensor, ...]
 
 
 class FusedUpdate(torch.optim.Optimizer):
@@ -31,8 +42,9 @@ class FusedUpdate(torch.optim.Optimizer):
     rule: str
     _plain_step: Callable[..., Any]
 
-    def _claim(self, nets: tuple[DFA, ...], update: str) -> None:
+    def _claim(self, nets: tuple[DFA, ...], update: str, master_weights: bool) -> None:
         self.update = update
+        self._masters = Masters() if master_weights else None
         self._fresh: set[int] = set()
         self._fused = {
             p for net in nets for layer in net.fused_layers() for p in layer.parameters()
@@ -55,15 +67,22 @@ class FusedUpdate(torch.optim.Optimizer):
         self._slots = []
         if self.update == "backward":
             self._slots = [
-                (p, group, self._states(p, group))
+                _Slot(p, group, self._master(p), self._states(p, group))
                 for group in self.param_groups
                 for p in group["params"]
                 if p in self._fused
             ]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; a state_dict of the torch.optim optimizer fits too."""
-        super().load_state_dict(state_dict)
+        """As in torch; a state_dict of the torch.optim optimizer fits too, as does one with or
+        without masters."""
+        if self._masters is None:
+            super().load_state_dict(state_dict)
+            for state in self.state.values():
+                state.pop(MASTER, None)
+        else:
+            with self._masters.loaded(self):
+                super().load_state_dict(state_dict)
         self._fresh.clear()
         self._prepare()
 
@@ -84,6 +103,12 @@ class FusedUpdate(torch.optim.Optimizer):
     def _states(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
         """The rule's states of ``parameter``, made where they are missing."""
         raise NotImplementedError
+
+    def _master(self, parameter: Tensor) -> Tensor | None:
+        """The fp32 master of ``parameter``, where it has one."""
+        if self._masters is None:
+            return None
+        return self._masters.of(parameter, self.state[parameter])
 
     def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
         """The rule's hyperparameters of a group: all but the last, which is the parameter's."""
@@ -130,7 +155,7 @@ class FusedUpdate(torch.optim.Optimizer):
             if self.update == "step":
                 stepped = self._step_records()
             else:
-                self._advance(self._applied)
+                self._stepped(self._applied)
                 self._awaiting, self._applied = False, []
             if stepped < sum([len(group["params"]) for group in self.param_groups]):
                 self._step_dense()
@@ -178,19 +203,30 @@ class FusedUpdate(torch.optim.Optimizer):
             _materialize(others)
         if updates:
             ops.step_(feedback, self.rule, updates)
-            self._advance(stepped)
+            self._stepped(stepped)
         return len(stepped)
+
+    def _stepped(self, parameters: list[Tensor]) -> None:
+        self._advance(parameters)
+        if self._masters is not None:
+            self._masters.wrote(parameters)
 
     def _update(self, parameter: Tensor, rows: dict) -> Update:
         group = self._groups[id(parameter)]
+        masters = self._masters
+        master = None if masters is None else self._master(parameter)
         states, device = self._states(parameter, group), parameter.device
-        for state in states:
+        for state in states if master is None else (*states, master):
             if state.device != device:
                 raise RuntimeError(
                     f"a parameter of shape {tuple(parameter.shape)} is on {device}, but its "
                     f"optimizer state is on {state.device}: move the model before the first step"
                 )
-        return Update(parameter, states, self._hyper(parameter, group, rows))
+        hyper = self._hyper(parameter, group, rows)
+        if masters is None or master is None:
+            return Update(parameter, states, hyper)
+        masters.follow(parameter, master)
+        return Update(master, states, hyper, parameter)
 
     def _step_dense(self) -> None:
         """torch.optim's own step for what has a gradient."""
@@ -204,7 +240,8 @@ class FusedUpdate(torch.optim.Optimizer):
                     p.grad = gradient.dense
                 dense = dense or gradient is not None
         if dense:
-            with _HiddenPending(self):
+            masters = nullcontext() if self._masters is None else self._masters.stepped(self)
+            with _HiddenPending(self), masters:
                 type(self)._plain_step(self)
 
     # The forward pass asks ------------------------------------------------------------------
@@ -230,7 +267,7 @@ class FusedUpdate(torch.optim.Optimizer):
         _check_alone(type(self).__name__)
         return self._ledger
 
-    def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor]]:
+    def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor | None]]:
         """What the node of a forward pass needs to update ``parameters`` in its backward.
 
         Raises:
@@ -251,20 +288,28 @@ class FusedUpdate(torch.optim.Optimizer):
                 'different weights share one: use update="step"'
             )
         self._awaiting = True
-        slots, rest = [], []
+        slots: list[int] = []
+        rest: list[Tensor | None] = []
         for p in parameters:
-            slot = self._slot(p)
-            slots.append(slot)
-            rest.append(p.detach())
-            rest.extend(self._slots[slot][2])
+            slots.append(self._slot(p))
+            _, _, master, states = self._slots[slots[-1]]
+            if self._masters is None:
+                rest += (p.detach(), *states)
+            elif master is None:
+                rest += (p.detach(), *states, None)
+            else:
+                if not torch.compiler.is_compiling():
+                    self._masters.follow(p, master)
+                rest += (master, *states, p.detach())
         plan = plan._replace(
-            update="backward", rule=self.rule, handle=self._handle, slots=tuple(slots)
-        )
+            update="backward", rule=self.rule, handle=self._handle, slots=tuple(slots),
+            copies=self._masters is not None,
+        )  # fmt: skip
         return plan, rest
 
     def _slot(self, parameter: Tensor) -> int:
-        for i, (p, _, _) in enumerate(self._slots):
-            if p is parameter:
+        for i, slot in enumerate(self._slots):
+            if slot.parameter is parameter:
                 return i
         raise RuntimeError(
             f"a fused parameter of shape {tuple(parameter.shape)} is none of those that "
@@ -283,9 +328,9 @@ class FusedUpdate(torch.optim.Optimizer):
                 f"since {type(self).__name__}.step()"
             )
         chosen = [self._slots[i] for i in slots]
-        self._applied = [p for p, _, _ in chosen]
+        self._applied = [slot.parameter for slot in chosen]
         rows: dict = {}
-        return [self._hyper(p, group, rows) for p, group, _ in chosen]
+        return [self._hyper(slot.parameter, slot.group, rows) for slot in chosen]
 
 
 def _shared_biases(nets: tuple[DFA, ...]) -> set[int]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dfa_kernels.fused_update import FusedUpdate
+from dfa_kernels.master import MASTER
 from dfa_kernels.module import DFA
 
 #: When the update is applied: see `SGD`.
@@ -36,6 +37,10 @@ class SGD(FusedUpdate, torch.optim.SGD):
         update: ``"step"``; or ``"backward"``, which applies the update inside ``backward()``:
             activations are freed at once and the whole step compiles, at the price of one
             forward pass a step.
+        master_weights: step an fp32 master of every bf16 and fp16 parameter, with fp32 states, and
+            write the parameter as its rounded copy, in the same pass where it is a fused layer's.
+            The master is ``state[p]["master"]``. A parameter that was written to since the last
+            step takes its master with it; under torch.compile that is not seen.
 
     Raises:
         TypeError, ValueError: no DFA module is named, or torch's own reasons.
@@ -56,6 +61,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
         maximize: bool = False,
         foreach: bool | None = None,
         update: str = "step",
+        master_weights: bool = False,
     ) -> None:
         groups, nets = _groups(params, update)
         super().__init__(
@@ -68,7 +74,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
             maximize=maximize,
             foreach=foreach,
         )
-        self._claim(nets, update)
+        self._claim(nets, update, master_weights)
 
     def _states(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
         if not group["momentum"]:
@@ -76,7 +82,8 @@ class SGD(FusedUpdate, torch.optim.SGD):
         state = self.state[parameter]
         buffer = state.get("momentum_buffer")
         if buffer is None:
-            buffer = state["momentum_buffer"] = torch.zeros_like(parameter)
+            like = state.get(MASTER, parameter)
+            buffer = state["momentum_buffer"] = torch.zeros_like(like)
             self._fresh.add(id(parameter))
         return (buffer,)
 
@@ -99,7 +106,9 @@ class SGD(FusedUpdate, torch.optim.SGD):
 
 
 class AdamW(FusedUpdate, torch.optim.AdamW):
-    """`torch.optim.AdamW` with the fused update. ``params`` and ``update`` as in `SGD`.
+    """`torch.optim.AdamW` with the fused update.
+
+    ``params``, ``update`` and ``master_weights`` as in `SGD`.
 
     Args:
         lr, betas, eps, weight_decay, maximize, foreach: as in torch. ``amsgrad`` is refused.
@@ -123,19 +132,21 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
         maximize: bool = False,
         foreach: bool | None = None,
         update: str = "step",
+        master_weights: bool = False,
     ) -> None:
         if amsgrad:
             raise ValueError("dfa_kernels.optim.AdamW has no amsgrad: use torch.optim.AdamW")
         groups, nets = _groups(params, update)
         super().__init__(groups, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach)
-        self._claim(nets, update)
+        self._claim(nets, update, master_weights)
 
     def _states(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
         state = self.state[parameter]
-        if not state:
+        if "step" not in state:
+            like = state.get(MASTER, parameter)
             state["step"] = torch.tensor(0.0, dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["exp_avg"] = torch.zeros_like(like)
+            state["exp_avg_sq"] = torch.zeros_like(like)
         return (state["exp_avg"], state["exp_avg_sq"])
 
     def _row(self, group: dict[str, Any]) -> tuple[float, ...]:

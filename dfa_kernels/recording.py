@@ -239,7 +239,7 @@ class Recording:
                 plan, matrix, output, ledger.leaf, ledger, parameters, chain, *outputs
             )
         else:
-            rest: list[Tensor] = []
+            rest: list[Tensor | None] = []
             if optimizer is not None:
                 plan, rest = optimizer.plan(plan, parameters)
             made = ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
