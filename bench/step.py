@@ -49,14 +49,19 @@ def main(arguments: list[str] | None = None) -> int:
     for shape in shapes:
         print(f"{shape} …", file=sys.stderr, flush=True)
         result["shapes"].append(measure(shape, names, options.seconds))
+        _write(result, out)
     for found in result["shapes"]:
         print(f"{Shape(*found['shape'])}: memory …", file=sys.stderr, flush=True)
         add_memory(found, options.threads)
-    (out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
+        _write(result, out)
     (out / "step.md").write_text(step_report.markdown(result))
     step_report.figure(result, out / "step.png")
     print((out / "step.md").read_text())
     return 0
+
+
+def _write(result: dict[str, Any], out: Path) -> None:
+    (out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def measure(shape: Shape, names: list[str], seconds: float) -> dict[str, Any]:
