@@ -151,9 +151,9 @@ def _microseconds(run: Callable[[], object], repeats: int) -> list[float]:
         run()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.thread_time()
         run()
-        times.append((time.perf_counter() - start) * 1e6)
+        times.append((time.thread_time() - start) * 1e6)
     return times
 
 
@@ -186,8 +186,8 @@ def markdown(found: dict[tuple[str, str], tuple[Spread, Spread]]) -> str:
     lines = [
         "# Host time of a call",
         "",
-        "Written by `python -m bench.launch`: microseconds of Python from the call of the Triton",
-        "backend to where the driver would launch, median (quartiles).",
+        "Written by `python -m bench.launch`: microseconds of the calling thread, from the call of",
+        "the Triton backend to where the driver would launch, median (quartiles).",
         f"{LAYERS} layers of {WIDTH} and a head, N {ROWS}, E {ERROR}, bf16 activations, fp32",
         "parameters; tables are looked up, as in every step but the first. No GPU: the kernels are",
         "compiled for compute capability 9.0 and not run, so the driver's launch and the device's",

@@ -159,6 +159,42 @@ def test_steps_of_aligned_and_other_rows(width, error_width, either_delta):
         check_step(Feedback(), rule, [stepped(rule, [Segment(error, 0.1, x)]) for x in layers])
 
 
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("x", "parameter", "state", "width", "variant"),
+    [
+        (FP32, FP32, FP32, 12, "all"),
+        (BF16, FP32, FP32, 12, "none"),
+        (FP32, BF16, FP32, 12, "none"),
+        (FP32, FP32, BF16, 12, "none"),
+        (BF16, BF16, FP32, 16, "all"),
+    ],
+)
+def test_rows_are_whole_vectors_of_every_dtype(x, parameter, state, width, variant, launched):
+    error = torch.randn(9, 8).to(x)
+    segment = Segment(error, 0.1, record(9, width, 16, dtype=x))
+    ops.step_(Feedback(), "sgd", [stepped("sgd", [segment], dtype=parameter, state=state)])
+    assert launched[-1].constants.aligned.value == variant
+
+
+@pytest.mark.parametrize("what", ["parameter", "state", "inputs", "saved", "nothing"])
+def test_an_address_that_is_no_vectors_is_seen(what, launched, delta):
+    delta("on-the-fly")
+    layer = record(9, 16, 16)
+    if what in ("inputs", "saved"):
+        layer = layer._replace(**{what: offset(getattr(layer, what))})
+    update = stepped("sgd", [Segment(torch.randn(9, 8), 0.1, layer)])
+    weight = update.weight
+    if what == "parameter":
+        weight = weight._replace(parameter=offset(weight.parameter))
+    elif what == "state":
+        weight = weight._replace(states=(offset(weight.states[0]),))
+    ops.step_(Feedback(), "sgd", [update._replace(weight=weight)])
+    assert launched[-1].constants.aligned.value == ("all" if what == "nothing" else "none")
+
+
 # Offsets of more than 2³¹ elements ---------------------------------------------------------------
 
 ROWS, APART = 300, 2**24 - 16  # the last row is 5·10⁹ elements from the first

@@ -11,7 +11,7 @@ from torch import Tensor
 from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
 from dfa_kernels.backends.triton import project, rules, update
 from dfa_kernels.backends.triton.launch import Launcher
-from dfa_kernels.backends.triton.layout import aligned, as_rows, check, padded
+from dfa_kernels.backends.triton.layout import aligned, as_rows, check, fits, padded
 from dfa_kernels.backends.triton.update import Applied, Grouped, Term
 from dfa_kernels.feedback import Feedback
 
@@ -96,7 +96,7 @@ class _Wanted(NamedTuple):
 
 def _check(given: Update) -> None:
     for t in (given.parameter, *given.states, given.copy):
-        if t is not None:
+        if t is not None and not fits(t):
             check(t, f"a parameter, state or copy of shape {tuple(given.parameter.shape)}")
 
 

@@ -16,6 +16,16 @@ LIMIT = 2**31 - 128
 STRIDE = 2**31 // 128
 
 
+def fits(tensor: Tensor, rows: int = 1) -> bool:
+    """Whether the kernels can take it; see `check`, which says why not."""
+    if tensor.dtype not in DTYPES:
+        return False
+    shape, strides = tensor.shape, tensor.stride()
+    if len(shape) == 2:
+        return shape[0] < LIMIT and shape[1] < LIMIT and strides[0] * rows < STRIDE
+    return max(shape, default=0) < LIMIT
+
+
 def check(tensor: Tensor, name: str, rows: int = 1) -> None:
     """Refuse what no kernel can take; ``rows``: k, of this tensor for each row of the error.
 
@@ -23,6 +33,8 @@ def check(tensor: Tensor, name: str, rows: int = 1) -> None:
         TypeError: a dtype other than fp32, bf16 and fp16.
         ValueError: too many rows or columns, or too far a way from one row to the next.
     """
+    if fits(tensor, rows):
+        return
     if tensor.dtype not in DTYPES:
         known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise TypeError(
@@ -34,13 +46,12 @@ def check(tensor: Tensor, name: str, rows: int = 1) -> None:
             f"the Triton backend takes fewer than {LIMIT:,} rows or columns, but {name} has "
             f"shape {tuple(tensor.shape)}"
         )
-    apart = tensor.stride(0) * rows if tensor.dim() == 2 else 1
-    if apart >= STRIDE:
-        raise ValueError(
-            f"the Triton backend takes rows that are fewer than {STRIDE:,} elements apart, but "
-            f"{name} of shape {tuple(tensor.shape)} has them {apart:,} apart"
-            + (f" ({rows} rows for each row of the error)" if rows > 1 else "")
-        )
+    apart = tensor.stride(0) * rows
+    raise ValueError(
+        f"the Triton backend takes rows that are fewer than {STRIDE:,} elements apart, but "
+        f"{name} of shape {tuple(tensor.shape)} has them {apart:,} apart"
+        + (f" ({rows} rows for each row of the error)" if rows > 1 else "")
+    )
 
 
 def as_rows(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -49,7 +60,8 @@ def as_rows(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     if dtype is not None and matrix.dtype != dtype:
         matrix = matrix.to(dtype)
     height, width = matrix.shape
-    if (width > 1 and matrix.stride(1) != 1) or (height > 1 and matrix.stride(0) < width):
+    apart, beside = matrix.stride()
+    if (width > 1 and beside != 1) or (height > 1 and apart < width):
         matrix = matrix.contiguous()
     return matrix
 
@@ -63,7 +75,6 @@ def padded(width: int, dtype: torch.dtype) -> int:
 def aligned(*matrices: Tensor) -> bool:
     """Whether all their rows are whole vectors at whole-vector addresses."""
     for m in matrices:
-        size = m.itemsize
-        if m.data_ptr() % VECTOR or m.shape[-1] * size % VECTOR or m.stride(0) * size % VECTOR:
+        if (m.data_ptr() | (m.shape[-1] | m.stride(0)) * m.itemsize) % VECTOR:
             return False
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from operator import or_
 from typing import NamedTuple
 
 import torch
@@ -60,18 +61,27 @@ def launches(
     rule: str, feedback: Feedback, updates: Sequence[Grouped], device: rules.Device
 ) -> list[Launch]:
     """One for all updates of the same dtypes, unless their hyperparameters differ too widely."""
-    classes: dict[tuple, list[list[Grouped]]] = {}
+    classes: dict[tuple, list[_Chunk]] = {}
     for update in updates:
-        here = classes.setdefault(_dtypes(update), [[]])
-        rows = {_row(rule, a) for u in (*here[-1], update) for a in (u.weight, u.bias) if a}
-        if len(rows) > _ROWS and here[-1]:
-            here.append([])
-        here[-1].append(update)
+        here = classes.setdefault(_dtypes(update), [_Chunk([], set())])
+        rows = {_row(rule, a) for a in (update.weight, update.bias) if a}
+        if not rows <= here[-1].rows:
+            if len(rows | here[-1].rows) > _ROWS and here[-1].updates:
+                here.append(_Chunk([], set()))
+            here[-1].rows.update(rows)
+        here[-1].updates.append(update)
     return [
-        _launch(rule, feedback, chunk, dtypes, device)
+        _launch(rule, feedback, chunk.updates, dtypes, device)
         for dtypes, chunks in classes.items()
         for chunk in chunks
     ]
+
+
+class _Chunk(NamedTuple):
+    """Updates of one launch, and their rows of hyperparameters."""
+
+    updates: list[Grouped]
+    rows: set[tuple[float, ...]]
 
 
 _constants = functools.cache(UpdateConstants)
@@ -81,7 +91,11 @@ _ROWS = 32
 
 
 def _row(rule: str, applied: Applied) -> tuple[float, ...]:
-    return (0.0,) * COLUMNS if rule == "store" else columns(rule, applied.hyper)
+    return (0.0,) * COLUMNS if rule == "store" else _columns(rule, tuple(applied.hyper))
+
+
+#: Most parameters of a step have the same hyperparameters.
+_columns = functools.lru_cache(maxsize=_ROWS)(columns)
 
 
 def _dtypes(update: Grouped) -> tuple[torch.dtype | None, ...]:
@@ -109,38 +123,43 @@ def _launch(
     assert x is not None and parameter is not None and state is not None
     half, fly = x.itemsize == 2, error is not None
     compute = torch.promote_types(error or x, x)
-    sizes = [(u.weight.parameter.shape[0], u.weight.parameter.shape[1]) for u in updates]
+    sizes: list[tuple[int, int]] = [tuple(u.weight.parameter.shape) for u in updates]  # type: ignore[misc]
     tiles = rules.update_tiles(device, half, rules.precision(x) == "tf32", fly, sizes)
+    narrowest = min(d.itemsize for d in (x, parameter, state, copy) if d is not None)
     rows: dict[tuple[float, ...], int] = {}
     table: list[int] = []
     segments: list[int] = []
     grid = number = most = codes = widest = 0
     whole: set[bool] = set()
     for (weight, bias, terms), (height, width) in zip(updates, sizes, strict=True):
-        blocks = sum(-(-t.inputs.shape[0] // tiles.n) for t in terms)
-        rows_whole = aligned(*_matrices(weight), *[t.inputs for t in terms])
+        entries, stride = _entries(rule, weight, rows), weight.parameter.stride()[0]
+        # Where rows are whole vectors of the narrowest dtype they are so of the others.
+        together = functools.reduce(or_, entries[:4]) | (width | stride) * narrowest
+        rows_whole = together % VECTOR == 0
+        blocks = 0
         for t in terms:
             code = CODES[t.activation] if t.error is not None else 0
             codes |= 1 << code
+            address, apart, n = t.inputs.data_ptr(), t.inputs.stride()[0], t.inputs.shape[0]
+            rows_whole = rows_whole and not (address | apart * x.itemsize) % VECTOR
             if code:
                 rows_whole = rows_whole and aligned(t.delta)
-            segments += [
-                t.inputs.data_ptr(), t.inputs.stride(0), t.inputs.shape[0],
-                t.delta.data_ptr(), t.delta.stride(0),
-            ]  # fmt: skip
+            blocks += -(-n // tiles.n)
+            segments += [address, apart, n, t.delta.data_ptr(), t.delta.stride()[0]]
             if t.error is None:
                 segments += [0] * (SEGMENT - 5)
                 continue
-            widest = max(widest, t.error.shape[1])
+            error_width = t.error.shape[1]
+            widest = max(widest, error_width)
             scale = 1.0 if t.stream == HEAD else t.scale / math.sqrt(t.rows)
             segments += [
-                t.error.data_ptr(), t.error.stride(0), t.error.shape[1], t.stream, code, t.rows,
+                t.error.data_ptr(), t.error.stride()[0], error_width, t.stream, code, t.rows,
                 bits(scale),
             ]  # fmt: skip
         along_d = -(-height // tiles.d)
         table += [
-            grid, along_d, *_entries(rule, weight, rows), *_entries(rule, bias, rows),
-            weight.parameter.stride(0), height, width, number, len(terms), blocks, rows_whole, 0,
+            grid, along_d, *entries, *_entries(rule, bias, rows), stride, height, width, number,
+            len(terms), blocks, rows_whole, 0,
         ]  # fmt: skip
         grid += along_d * -(-width // tiles.k)
         number += len(terms)
@@ -184,19 +203,12 @@ def _launch(
     )
 
 
-def _matrices(applied: Applied) -> list[Tensor]:
-    parameter, states, copy, _ = applied
-    made = [parameter, *(s for s in states if s.numel())]
-    return made if copy is None else [*made, copy]
-
-
 def _entries(rule: str, applied: Applied | None, rows: dict[tuple[float, ...], int]) -> list[int]:
-    """The parameter's five entries in the table; its row of hyperparameters joins ``rows``."""
+    """The parameter's five entries in the table, addresses and its row of hyperparameters, which
+    joins ``rows``; a state that does not exist is an empty tensor, of address 0."""
     if applied is None:
         return [0] * 5
     parameter, states, copy, _ = applied
-    addresses = [s.data_ptr() if s.numel() else 0 for s in states] + [0, 0]
+    addresses = [parameter.data_ptr(), *[s.data_ptr() for s in states], 0, 0][:3]
     row = rows.setdefault(_row(rule, applied), len(rows))
-    return [
-        parameter.data_ptr(), *addresses[:2], 0 if copy is None else copy.data_ptr(), row
-    ]  # fmt: skip
+    return [*addresses, 0 if copy is None else copy.data_ptr(), row]
