@@ -170,6 +170,12 @@ template <class T>
 T __ldg(const T* from) { return *from; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned places) {
+    const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+    unsigned word = 0;
+    for (int i = 0; i < 4; ++i) word |= (bytes >> 8 * (places >> 4 * i & 7) & 0xFF) << 8 * i;
+    return word;
+}
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __sinf(float x) { return sinf(x); }
