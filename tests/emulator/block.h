@@ -9,20 +9,15 @@
 
 #include "emulator.h"
 #include "fiber.h"
+#include "options.h"
 
 namespace dfa::emulator {
-
-// 0: in order; 1: reversed; else the seed of a random order.
-struct Options {
-    uint64_t threads = 0, blocks = 0;
-    int workers = 1;  // OS threads that run blocks
-};
-inline Options options;
 
 struct Copy {  // an asynchronous one that has not landed
     void* to;
     unsigned char data[16];
     int group;
+    Where where;
 };
 
 struct Strand : Thread {  // a CUDA thread
@@ -50,7 +45,7 @@ class Block {
     bool barrier(bool predicate, Where where);
     void meet(uint32_t mask, void* mine, ForAll all, Where where);
     void fence();
-    void atomic(const void* at);
+    int atomic_add(int* at, int value);
     void expect_shared(const void* at, size_t bytes, const char* what, Where where);
     [[noreturn]] void fail(const std::string& what, Where where);
     Strand& me() { return *static_cast<Strand*>(self); }

@@ -1,4 +1,4 @@
-"""Compiles emulated kernels with g++, once for each content: what is built stays in build/emulator."""
+"""Compiles emulated kernels with g++, once for each content: objects stay in build/emulator."""
 
 import hashlib
 import os
@@ -15,7 +15,8 @@ COMPILER = os.environ.get("CXX", "g++")
 # CUDA C++ reads memory through pointers of other types, and ignores no `#pragma unroll`.
 FLAGS = (
     *("-std=c++20", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
-    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{CSRC}", f"-I{EMULATOR}"),
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-ffile-prefix-map={ROOT}/="),
+    *(f"-I{CSRC}", f"-I{EMULATOR}"),
 )
 SANITIZERS = {
     None: (),

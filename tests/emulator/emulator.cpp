@@ -1,6 +1,7 @@
 #include "emulator.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -90,7 +91,8 @@ void Block::entry() {
     (*my.kernel)();
     Strand& me = my.me();
     if (my.arrived) my.fail("returned while others wait at __syncthreads", my.barrier_where);
-    if (!me.copies.empty()) my.fail("returned before its cp.async copies landed", Where());
+    if (!me.copies.empty())
+        my.fail("returned before this cp.async landed", me.copies.front().where);
     --my.alive;
     release(&my);
     my.leave(true);
@@ -206,9 +208,17 @@ void Block::fence() {
     for (const void* at : atomics) acquire(at);
 }
 
-void Block::atomic(const void* at) {
+int Block::atomic_add(int* at, int value) {
+    // The operation and its announcement are one, for the other OS threads.
+    static std::atomic_flag busy;
+    while (busy.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+    const int before = __tsan_atomic32_fetch_add
+                           ? __tsan_atomic32_fetch_add(at, value, __ATOMIC_RELAXED)
+                           : __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
     if (me().fenced) release(at);
     if (std::find(atomics.begin(), atomics.end(), at) == atomics.end()) atomics.push_back(at);
+    busy.clear(std::memory_order_release);
+    return before;
 }
 
 void Block::expect_shared(const void* at, size_t bytes, const char* what, Where where) {
@@ -226,7 +236,7 @@ void warp_meeting(uint32_t mask, void* mine, ForAll all, Where where) {
     block->meet(mask, mine, all, where);
 }
 void fence() { block->fence(); }
-void atomic(const void* at) { block->atomic(at); }
+int atomic_add(int* at, int value) { return block->atomic_add(at, value); }
 
 static std::vector<uint64_t> block_order(uint64_t blocks) {
     std::vector<uint64_t> order(blocks);

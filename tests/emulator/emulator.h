@@ -59,8 +59,8 @@ bool block_barrier(bool predicate, Where where);  // whether the predicate held 
 using ForAll = void (*)(void** lanes, uint32_t mask);
 void warp_meeting(uint32_t mask, void* mine, ForAll all, Where where);
 
-void fence();                    // __threadfence
-void atomic(const void* at);     // before each atomic operation: for ThreadSanitizer
+void fence();                         // __threadfence
+int atomic_add(int* at, int value);  // the value before
 Error run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
 template <class T>
@@ -161,10 +161,7 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate,
 }
 
 inline void __threadfence() { dfa::emulator::fence(); }
-inline int atomicAdd(int* at, int value) {
-    dfa::emulator::atomic(at);
-    return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
-}
+inline int atomicAdd(int* at, int value) { return dfa::emulator::atomic_add(at, value); }
 
 template <class T>
 T __ldg(const T* from) { return *from; }

@@ -13,7 +13,7 @@ void cp_async_16(void* to, const void* from, int bytes, Where where) {
         block->fail("cp.async: the source is not aligned", where);
     if (bytes < 0 || bytes > 16) block->fail("cp.async: reads 0 to 16 bytes", where);
     emulator::Strand& me = block->me();
-    emulator::Copy copy{to, {}, me.group};
+    emulator::Copy copy{to, {}, me.group, where};
     emulator::reads(from, bytes);
     std::memcpy(copy.data, from, bytes);
     me.copies.push_back(copy);
