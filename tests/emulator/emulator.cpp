@@ -224,7 +224,7 @@ int Block::atomic_add(int* at, int value) {
 void Block::expect_shared(const void* at, size_t bytes, const char* what, Where where) {
     const auto* from = static_cast<const unsigned char*>(at);
     if (from < memory || from + bytes > memory + memory_bytes)
-        fail(std::string(what) + " outside shared memory", where);
+        fail(std::string(what) + " is outside shared memory", where);
     if (reinterpret_cast<uintptr_t>(at) % 16) fail(std::string(what) + " is not aligned", where);
 }
 
