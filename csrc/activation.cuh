@@ -9,7 +9,7 @@
 
 namespace dfa {
 
-__device__ __forceinline__ float sigmoid(float a) { return 1.0f / (1.0f + expf(-a)); }
+__device__ __forceinline__ float sigmoid(float a) { return __fdividef(1.0f, 1.0f + expf(-a)); }
 
 // Φ(a) + a·φ(a).
 __device__ __forceinline__ float gelu_slope(float a) {

@@ -48,16 +48,23 @@ __device__ __forceinline__ void store_element(DType dtype, void* to, int64_t at,
     }
 }
 
-// The same of eight elements, from an address that is a multiple of 16 bytes.
+// Eight adjacent fp32 in shared memory, from an address that is a multiple of 16 bytes.
+__device__ __forceinline__ void load_eight(const float* from, float (&value)[8]) {
+    const float4 low = reinterpret_cast<const float4*>(from)[0];
+    const float4 high = reinterpret_cast<const float4*>(from)[1];
+    value[0] = low.x, value[1] = low.y, value[2] = low.z, value[3] = low.w;
+    value[4] = high.x, value[5] = high.y, value[6] = high.z, value[7] = high.w;
+}
+
+__device__ __forceinline__ void store_eight(float* to, const float (&value)[8]) {
+    reinterpret_cast<float4*>(to)[0] = make_float4(value[0], value[1], value[2], value[3]);
+    reinterpret_cast<float4*>(to)[1] = make_float4(value[4], value[5], value[6], value[7]);
+}
+
+// The same in global memory, of a dtype.
 __device__ __forceinline__ void load_eight(DType dtype, const void* from, int64_t at,
                                            float (&value)[8]) {
-    if (dtype == DType::f32) {
-        const auto vector = reinterpret_cast<const float4*>(static_cast<const float*>(from) + at);
-        const float4 low = vector[0], high = vector[1];
-        value[0] = low.x, value[1] = low.y, value[2] = low.z, value[3] = low.w;
-        value[4] = high.x, value[5] = high.y, value[6] = high.z, value[7] = high.w;
-        return;
-    }
+    if (dtype == DType::f32) return load_eight(static_cast<const float*>(from) + at, value);
     const uint4 vector = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(from) + at);
     const uint32_t word[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
@@ -70,9 +77,10 @@ __device__ __forceinline__ void load_eight(DType dtype, const void* from, int64_
 __device__ __forceinline__ void store_eight(DType dtype, void* to, int64_t at,
                                             const float (&value)[8]) {
     if (dtype == DType::f32) {
-        float4* vector = reinterpret_cast<float4*>(static_cast<float*>(to) + at);
-        vector[0] = make_float4(value[0], value[1], value[2], value[3]);
-        vector[1] = make_float4(value[4], value[5], value[6], value[7]);
+        const auto vector = reinterpret_cast<float4*>(static_cast<float*>(to) + at);
+        // Not by an assignment, which nvcc may split into words.
+        __stwb(vector, make_float4(value[0], value[1], value[2], value[3]));
+        __stwb(vector + 1, make_float4(value[4], value[5], value[6], value[7]));
         return;
     }
     uint32_t word[4];
@@ -81,8 +89,8 @@ __device__ __forceinline__ void store_eight(DType dtype, void* to, int64_t at,
         const float low = value[2 * i], high = value[2 * i + 1];
         word[i] = dtype == DType::bf16 ? pack_bf16(low, high) : pack_f16(low, high);
     }
-    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(to) + at) =
-        make_uint4(word[0], word[1], word[2], word[3]);
+    __stwb(reinterpret_cast<uint4*>(static_cast<uint16_t*>(to) + at),
+           make_uint4(word[0], word[1], word[2], word[3]));
 }
 
 }  // namespace dfa

@@ -56,14 +56,15 @@ __device__ __forceinline__ float log_unit(uint32_t word) {
     const float t = high ? 1.0f - r : r;
     if (t == 1.0f) return -r;
     const float log = logf(t);
-    return high ? log * (r / (1.0f - t)) : log;
+    return high ? log * __fdividef(r, 1.0f - t) : log;
 }
 
 // Box–Muller: 4 entries a call, a word for the radius and one for the angle of each pair.
 __device__ __forceinline__ void normal(const Words& words, float (&entry)[4]) {
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
-        const float radius = sqrtf(-2.0f * log_unit(words.word[2 * pair]));
+        const float square = -2.0f * log_unit(words.word[2 * pair]);  // 2⁻³² at the least
+        const float radius = square * rsqrtf(square);
         // In units of π, and in (−1, 1): the same angle, and the more exact the smaller it is.
         const auto turn = float(int32_t(words.word[2 * pair + 1]));
         const float angle = (turn + 0.5f) * 4.656612873077393e-10f;

@@ -24,7 +24,8 @@ constexpr int project_shared() {
 //   B            made in registers; a user's `matrix`: (E, matrix_columns)
 //   saved, out   (N·repeat, D), row strides in elements
 template <Compute compute, bool large>
-__global__ void __launch_bounds__(ProjectShape<compute, large>::kThreads)
+__global__ void __launch_bounds__(ProjectShape<compute, large>::kThreads,
+                                  ProjectShape<compute, large>::kBlocks)
     project_kernel(DFA_TABLE(ProjectTable) table) {
     using Shape = ProjectShape<compute, large>;
     DFA_SHARED(shared);

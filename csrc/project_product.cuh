@@ -32,6 +32,7 @@ struct ProjectShape {
     static constexpr DType kDType = ProjectOperand<compute>::kDType;
     static constexpr int kTiles = large ? 4 : 1, kRows = 16 * kTiles;  // of a warp
     static constexpr int kN = 2 * kRows, kD = 128, kK = 32, kThreads = 128;
+    static constexpr int kBlocks = large ? 2 : 4;  // of a multiprocessor, by their registers
     static constexpr int kStages = ProjectOperand<compute>::kStages;
     // Rows of e a vector longer than they need: eight of them, 16 bytes each, lie in all banks.
     static constexpr int kVector = 16 / sizeof(Element), kPitch = kK + kVector;
@@ -93,12 +94,11 @@ struct Product {
                                         const Feedback& feedback, int k0) {
         uint32_t bits[2] = {0, 0};
         if (feedback.distribution == Distribution::rademacher) sign_bits(feedback, k0, bits);
-#pragma unroll
-        for (int s = 0; s < 2; ++s, k0 += 16) {
-            if (k0 >= feedback.rows) break;
+#pragma unroll 1
+        for (int s = 0; s < 2 && k0 < feedback.rows; ++s, k0 += 16) {
             Slice<compute> slice;
             switch (feedback.distribution) {
-                case Distribution::rademacher: slice.signs(bits[s]); break;
+                case Distribution::rademacher: slice.signs(s ? bits[1] : bits[0]); break;
                 case Distribution::uniform: slice.bytes(feedback, k0); break;
                 case Distribution::normal: slice.normals(feedback, k0); break;
                 case Distribution::matrix: slice.given(feedback, k0); break;
@@ -153,7 +153,7 @@ struct Product {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     float row[8];
-                    load_eight(DType::f32, b, (k + j) * Shape::kPitchB + 32 * half, row);
+                    load_eight(b + (k + j) * Shape::kPitchB + 32 * half, row);
 #pragma unroll
                     for (int i = 0; i < 2 * Shape::kTiles; ++i) {
 #pragma unroll
@@ -186,7 +186,7 @@ __device__ __forceinline__ void make_feedback(float* tile, const Feedback& feedb
         } else {
             entries_of(feedback.distribution, feedback.seed, feedback.stream, k, d, entry);
         }
-        store_eight(DType::f32, tile, row * Shape::kPitchB + column, entry);
+        store_eight(tile + row * Shape::kPitchB + column, entry);
     }
 }
 

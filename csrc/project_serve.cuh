@@ -34,7 +34,7 @@ __device__ __forceinline__ void stage(float* staged, const Product<compute, Shap
                 row[c] = product.sum[i / 2][4 * half + c / 2][2 * (i % 2) + c % 2];
             }
             const int at = (i % kEights * 8 + g) * Staged<Shape>::kPitch + 32 * half + 8 * q;
-            store_eight(DType::f32, staged, at, row);
+            store_eight(staged + at, row);
         }
     }
 }
@@ -66,7 +66,7 @@ __device__ __forceinline__ void serve(const ProjectTarget& target, const float* 
         const int wanted = column + 8;
         const bool whole = target.aligned && wanted <= padded && (!slope || wanted <= width);
         float product[8];
-        load_eight(DType::f32, staged, i / 8 * Staged<Shape>::kPitch + i % 8 * 8, product);
+        load_eight(staged + i / 8 * Staged<Shape>::kPitch + i % 8 * 8, product);
 #pragma unroll
         for (int c = 0; c < 8; ++c) product[c] = column + c < width ? product[c] * factor : 0.0f;
 #pragma unroll 1

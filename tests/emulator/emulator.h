@@ -165,6 +165,8 @@ inline int atomicAdd(int* at, int value) { return dfa::emulator::atomic_add(at, 
 
 template <class T>
 T __ldg(const T* from) { return *from; }
+template <class T>
+void __stwb(T* to, T value) { *to = value; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned places) {
