@@ -30,7 +30,7 @@ from dfa_kernels.feedback import Feedback
 
 if TYPE_CHECKING:
     from bench.gpu.context import Context
-    from dfa_kernels.backends.triton.backend import Kernels
+    from dfa_kernels.backends.triton.kernels import Kernels
     from dfa_kernels.backends.triton.launch import Launch
 
 ROWS, LAYERS, WIDTH, ERROR = 256, 8, 256, 10
@@ -96,7 +96,7 @@ def without_device(with_triton: bool) -> Iterator[Kernels]:
     """The backend's kernels on CPU tensors as on a GPU, without one."""
     import triton
 
-    from dfa_kernels.backends.triton import backend, rules, table
+    from dfa_kernels.backends.triton import kernels, rules, table
     from dfa_kernels.backends.triton.launch import Launcher
 
     cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
@@ -120,10 +120,10 @@ def without_device(with_triton: bool) -> Iterator[Kernels]:
         mock.patch.object(table, "_written", written),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
         mock.patch.object(torch.cuda, "current_stream", lambda _=None: stream),
-        mock.patch.object(backend, "Launcher", _Launcher),
+        mock.patch.object(kernels, "Launcher", _Launcher),
         mock.patch.object(triton.runtime.driver, "_active", _Driver()),
     ):
-        yield backend.Kernels()
+        yield kernels.Kernels()
 
 
 def measure(repeats: int = 2000) -> dict[tuple[str, str], tuple[Spread, Spread]]:

@@ -12,6 +12,7 @@ from bench.gpu.rows import compared, timed
 from bench.gpu.timing import Run, kernel, rounds
 from dfa_kernels import ops
 from dfa_kernels.backends.contract import HEAD, RULES, Layer, Point
+from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.backends.triton import project, rules, update
 from dfa_kernels.backends.triton.launch import Launch, Launcher
@@ -57,10 +58,10 @@ def of_layers(
     error: Tensor, saved: list[Tensor], out: list[Tensor], shared: bool, device: torch.device
 ) -> list[Launch]:
     """`project` of fused tanh layers."""
-    targets = [project.Target(o, h.shape[1], 1, h, "tanh") for h, o in zip(saved, out, strict=True)]
-    groups = [project.Group(error, 0.01, 0, targets)]
+    targets = [Target(o, h.shape[1], 1, h, "tanh") for h, o in zip(saved, out, strict=True)]
+    groups = [Group(error, 0.01, 0, targets)]
     if not shared:
-        groups = [project.Group(error, 0.01, i, [t]) for i, t in enumerate(targets)]
+        groups = [Group(error, 0.01, i, [t]) for i, t in enumerate(targets)]
     return project.launches(groups, Feedback(), rules.device_of(device))
 
 
@@ -98,14 +99,14 @@ def of_weights(rule: str, dtype: torch.dtype, x: list[Tensor], delta: list[Tenso
     """`update` of layers whose δ is stored, with fresh parameters and states."""
     device = x[0].device
 
-    def applied(*shape: int) -> update.Applied:
+    def applied(*shape: int) -> Applied:
         parameter = torch.randn(shape, device=device, dtype=dtype)
         states = [] if rule == "store" else RULES[rule].states
         made = tuple(torch.rand_like(parameter) for _ in states)
-        return update.Applied(parameter, made, None, _HYPER[rule])
+        return Applied(parameter, made, None, _HYPER[rule])
 
     grouped = [
-        update.Grouped(applied(s.shape[1], i.shape[1]), applied(s.shape[1]), [update.Term(i, s)])
+        Grouped(applied(s.shape[1], i.shape[1]), applied(s.shape[1]), [Term(i, s)])
         for i, s in zip(x, delta, strict=True)
     ]
     made = update.launches(rule, Feedback(), grouped, rules.device_of(device))

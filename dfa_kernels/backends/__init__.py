@@ -12,16 +12,22 @@ from collections.abc import Callable
 import torch
 
 from dfa_kernels.backends.contract import Backend
+from dfa_kernels.backends.cuda import CUDA
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.backends.triton import Triton
 
-#: Tried in this order where nobody named a backend.
-PREFERENCE = ("triton", "reference")
+#: Tried in this order where nobody named a backend. Which of the first two is the faster waits for
+#: a measurement: CUDA is meant to win where a step is bound by launches.
+PREFERENCE = ("triton", "cuda", "reference")
 
 VARIABLE = "DFA_KERNELS_BACKEND"
 
 _reference = Reference()
-_registered: dict[str, Backend] = {"triton": Triton(), "reference": _reference}
+_registered: dict[str, Backend] = {
+    "triton": Triton(),
+    "cuda": CUDA(),
+    "reference": _reference,
+}
 _named: str | None = None
 # What `function` found, by all that it was chosen from: a step asks again and again.
 _found: dict[tuple, Callable] = {}

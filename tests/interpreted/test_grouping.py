@@ -6,9 +6,10 @@ from oracle import HYPER, check_gradients, check_project, check_step, head, reco
 
 from dfa_kernels import ops
 from dfa_kernels.backends.contract import Point, Segment
+from dfa_kernels.backends.grouped.plan import Group, Target
 from dfa_kernels.backends.triton import project, update
 from dfa_kernels.backends.triton.optimizer import COLUMNS
-from dfa_kernels.backends.triton.project import Group, Target, project_kernel
+from dfa_kernels.backends.triton.project import project_kernel
 from dfa_kernels.backends.triton.update_kernel import update_kernel
 from dfa_kernels.feedback import Feedback
 

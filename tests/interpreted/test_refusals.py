@@ -6,8 +6,8 @@ from oracle import head, record, stepped, tensors
 
 from dfa_kernels import ops
 from dfa_kernels.backends.contract import Point, Segment
-from dfa_kernels.backends.triton import backend as triton_backend
-from dfa_kernels.backends.triton.layout import LIMIT, STRIDE, check
+from dfa_kernels.backends.grouped.layout import LIMIT, STRIDE, check
+from dfa_kernels.backends.triton import kernels as triton_backend
 from dfa_kernels.feedback import Feedback
 
 

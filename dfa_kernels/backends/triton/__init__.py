@@ -1,11 +1,11 @@
 """The Triton backend: `project` and `update`, one launch each for the whole network.
 
     dfa_kernels/backends/triton/
-        backend.py   what the registry sees: checks, layouts, which launches
+        kernels.py   dfa_kernels/backends/grouped (checks, layouts, which launches) with these:
         project.py   the kernel, its table, its launcher        update.py   likewise
         philox.py  activation.py  optimizer.py                  what they do in registers
         rules.py     tiles, and whether δ is stored
-        table.py  launch.py  layout.py                          how a launch is put together
+        table.py  launch.py                                     how a launch is put together
 
 Triton is imported at the first use, and compiles at the first step of each kind.
 """
@@ -25,7 +25,7 @@ from dfa_kernels.backends.contract import Layer, LayerUpdate, Point
 from dfa_kernels.feedback import Feedback
 
 if TYPE_CHECKING:
-    from dfa_kernels.backends.triton.backend import Kernels
+    from dfa_kernels.backends.triton.kernels import Kernels
 
 
 class Triton:
@@ -64,7 +64,7 @@ class Triton:
 
     @functools.cached_property
     def _kernels(self) -> Kernels:
-        from dfa_kernels.backends.triton.backend import Kernels
+        from dfa_kernels.backends.triton.kernels import Kernels
 
         return Kernels()
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import torch
 import triton.language as tl
+
+#: Triton's names.
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class CompileTime:

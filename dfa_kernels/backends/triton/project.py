@@ -12,44 +12,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from dfa_kernels.activation import CODES
 from dfa_kernels.backends.contract import HEAD
+from dfa_kernels.backends.grouped.layout import VECTOR, aligned
+from dfa_kernels.backends.grouped.plan import Group, of_one_dtype
 from dfa_kernels.backends.triton import rules
 from dfa_kernels.backends.triton.activation import derivative
-from dfa_kernels.backends.triton.constants import CompileTime
+from dfa_kernels.backends.triton.constants import DTYPES, CompileTime
 from dfa_kernels.backends.triton.launch import Launch
-from dfa_kernels.backends.triton.layout import DTYPES, VECTOR, aligned
 from dfa_kernels.backends.triton.philox import feedback as feedback_tile
 from dfa_kernels.backends.triton.table import as_float, at, bits, halves, size
 from dfa_kernels.feedback import Feedback
-
-
-class Target(NamedTuple):
-    """Who reads a projection: ``out`` (N·k, ≥ width) is written, zeros beyond ``width``;
-    ``saved`` (N·k, width), None for an opaque point."""
-
-    out: Tensor
-    width: int
-    rows: int
-    saved: Tensor | None = None
-    activation: str = "identity"
-
-
-class Group(NamedTuple):
-    """An error (N, E), its scale, a stream of B or ``HEAD``, and who reads the product."""
-
-    error: Tensor
-    scale: float
-    stream: int
-    targets: list[Target]
-
 
 # The table: number of groups, seed, a user's B and its columns; then the groups' rows; then the
 # targets'.
@@ -214,15 +193,10 @@ _constants = functools.cache(ProjectConstants)
 
 def launches(groups: Sequence[Group], feedback: Feedback, device: rules.Device) -> list[Launch]:
     """One for all groups whose dtypes are the same: the error's and the targets'."""
-    classes: dict[tuple[torch.dtype, torch.dtype], list[Group]] = {}
-    for group in groups:
-        for target in group.targets:
-            kept = classes.setdefault((group.error.dtype, target.out.dtype), [])
-            same = kept and kept[-1].error is group.error and kept[-1][1:3] == group[1:3]
-            if not same:
-                kept.append(group._replace(targets=[]))
-            kept[-1].targets.append(target)
-    return [_launch(kept, feedback, device, error, out) for (error, out), kept in classes.items()]
+    return [
+        _launch(kept, feedback, device, error, out)
+        for (error, out), kept in of_one_dtype(groups).items()
+    ]
 
 
 def _launch(

@@ -114,6 +114,11 @@ def on_the_fly(error_width: int, widest_input: int) -> bool:
     return asked == ON_THE_FLY or widest_input <= FLY_INPUT
 
 
+def flies(error: torch.dtype, saved: torch.dtype) -> bool:
+    """Whether δ of these dtypes can be made on the fly."""
+    return True
+
+
 def describe() -> str:
     """The rule, for ``dfa-kernels info``."""
     asked = os.environ.get(VARIABLE)

@@ -13,48 +13,18 @@ from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
 from dfa_kernels.activation import CODES
 from dfa_kernels.backends.contract import HEAD
+from dfa_kernels.backends.grouped.layout import VECTOR, aligned
+from dfa_kernels.backends.grouped.plan import Applied, Grouped
 from dfa_kernels.backends.triton import rules
+from dfa_kernels.backends.triton.constants import DTYPES
 from dfa_kernels.backends.triton.launch import Launch, Split
-from dfa_kernels.backends.triton.layout import DTYPES, VECTOR, aligned
 from dfa_kernels.backends.triton.optimizer import COLUMNS, columns
 from dfa_kernels.backends.triton.table import bits
 from dfa_kernels.backends.triton.update_kernel import SEGMENT, UpdateConstants, update_kernel
 from dfa_kernels.feedback import Feedback
-
-
-class Term(NamedTuple):
-    """A segment of a gradient's sum: ``inputs`` x (N, K), and ``delta`` δ (N, ≥ D), zeros beyond D
-    and of aligned rows; or, for δ made on the fly, ``saved`` (N, D) and where δ comes from."""
-
-    inputs: Tensor
-    delta: Tensor
-    error: Tensor | None = None
-    scale: float = 1.0
-    stream: int = HEAD
-    activation: str = "identity"
-    rows: int = 1
-
-
-class Applied(NamedTuple):
-    """A parameter, its states and its low-precision copy; ``hyper``: its row of the rule's."""
-
-    parameter: Tensor
-    states: tuple[Tensor, ...] = ()
-    copy: Tensor | None = None
-    hyper: Sequence[float] = ()
-
-
-class Grouped(NamedTuple):
-    """A weight (D, K) with rows of adjacent elements, its bias (D,), and what their gradients sum;
-    states and copies have the strides of their parameter."""
-
-    weight: Applied
-    bias: Applied | None
-    terms: list[Term]
 
 
 def launches(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 #: What is loaded or stored at once, in bytes.
 VECTOR = 16
@@ -38,17 +37,16 @@ def check(tensor: Tensor, name: str, rows: int = 1) -> None:
     if tensor.dtype not in DTYPES:
         known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise TypeError(
-            f"the Triton backend takes {known}, but {name} is {tensor.dtype}: use the reference "
-            "backend"
+            f"this backend takes {known}, but {name} is {tensor.dtype}: use the reference backend"
         )
     if max(tensor.shape, default=0) >= LIMIT:
         raise ValueError(
-            f"the Triton backend takes fewer than {LIMIT:,} rows or columns, but {name} has "
+            f"this backend takes fewer than {LIMIT:,} rows or columns, but {name} has "
             f"shape {tuple(tensor.shape)}"
         )
     apart = tensor.stride(0) * rows
     raise ValueError(
-        f"the Triton backend takes rows that are fewer than {STRIDE:,} elements apart, but "
+        f"this backend takes rows that are fewer than {STRIDE:,} elements apart, but "
         f"{name} of shape {tuple(tensor.shape)} has them {apart:,} apart"
         + (f" ({rows} rows for each row of the error)" if rows > 1 else "")
     )

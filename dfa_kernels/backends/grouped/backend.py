@@ -1,42 +1,45 @@
-"""`project`, `gradients` and `step_` by the Triton kernels: checks and layouts, then launches."""
+"""`project`, `gradients` and `step_` by grouped kernels: checks and layouts, then launches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
-from dfa_kernels.backends.triton import project, rules, update
-from dfa_kernels.backends.triton.launch import Launcher
-from dfa_kernels.backends.triton.layout import aligned, as_rows, check, fits, padded
-from dfa_kernels.backends.triton.update import Applied, Grouped, Term
+from dfa_kernels.backends.grouped.layout import aligned, as_rows, check, fits, padded
+from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
 from dfa_kernels.feedback import Feedback
 
 
 class Kernels:
-    """The three functions of `contract.Backend`."""
+    """The three functions of `contract.Backend`.
 
-    def __init__(self) -> None:
-        self._launcher = Launcher()
+    ``project``, ``update``: what has ``launches``, made of `plan`'s groups and updates; ``rules``:
+    what has ``device_of``, ``on_the_fly`` and ``flies``; ``launcher.run`` starts launches in order.
+    """
+
+    def __init__(self, project: Any, update: Any, rules: Any, launcher: Any) -> None:
+        self._project, self._update = project, update
+        self._rules, self._launcher = rules, launcher
 
     def project(
         self, error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]
     ) -> list[Tensor]:
         error = as_rows(error)
         check(error, "the error")
-        streams: dict[int, list[project.Target]] = {}
+        streams: dict[int, list[Target]] = {}
         made = []
         for p in points:
             out = error.new_empty((error.shape[0] * p.rows, p.width), dtype=p.dtype)
             check(out, f"δh of {p.width} features", p.rows)
             made.append(out)
-            streams.setdefault(p.stream, []).append(project.Target(out, p.width, p.rows))
-        groups = [project.Group(error, scale, s, targets) for s, targets in streams.items()]
-        device = rules.device_of(error.device)
-        self._launcher.run(project.launches(groups, feedback, device), error.device)
+            streams.setdefault(p.stream, []).append(Target(out, p.width, p.rows))
+        groups = [Group(error, scale, s, targets) for s, targets in streams.items()]
+        device = self._rules.device_of(error.device)
+        self._launcher.run(self._project.launches(groups, feedback, device), error.device)
         return made
 
     def gradients(
@@ -78,14 +81,15 @@ class Kernels:
         if not wanted:
             return
         device = wanted[0].weight.parameter.device
-        known = rules.device_of(device)
-        deltas = _Deltas(feedback, wanted)
+        known = self._rules.device_of(device)
+        deltas = _Deltas(self._rules, feedback, wanted)
         grouped = [
             Grouped(weight, bias, [deltas.term(s) for s in segments])
             for weight, bias, segments in wanted
         ]
-        launches = project.launches(deltas.groups(), feedback, known)
-        self._launcher.run(launches + update.launches(rule, feedback, grouped, known), device)
+        launches = self._project.launches(deltas.groups(), feedback, known)
+        launches += self._update.launches(rule, feedback, grouped, known)
+        self._launcher.run(launches, device)
 
 
 class _Wanted(NamedTuple):
@@ -151,14 +155,17 @@ class _Deltas:
     """Where every segment's δ comes from: stored by `project`, made on the fly by `update`, or, at
     the error point, the error itself."""
 
-    def __init__(self, feedback: Feedback, wanted: Sequence[_Wanted]) -> None:
+    def __init__(self, rules: Any, feedback: Feedback, wanted: Sequence[_Wanted]) -> None:
         segments = [s for w in wanted for s in w.segments]
         self._fly = feedback.values is None and rules.on_the_fly(
             max((s.error.shape[1] for s in segments), default=1),
             max((w.weight.parameter.shape[1] for w in wanted), default=1),
         )
+        self._fly = self._fly and all(
+            rules.flies(s.error.dtype, s.layer.saved.dtype) for s in segments
+        )
         self._errors: dict[int, Tensor] = {}
-        self._targets: dict[tuple[int, float, int], list[project.Target]] = {}
+        self._targets: dict[tuple[int, float, int], list[Target]] = {}
 
     def term(self, segment: Segment) -> Term:
         """The segment as `update` takes it."""
@@ -172,20 +179,18 @@ class _Deltas:
         check(saved, "a layer's output", rows)
         if self._fly:
             return Term(x, saved, error, scale, stream, activation, rows)
-        if stream == HEAD and activation == "identity" and error.dtype == saved.dtype:
-            if aligned(error):
-                return Term(x, error)
+        itself = stream == HEAD and activation == "identity" and error.dtype == saved.dtype
+        if itself and aligned(error):
+            return Term(x, error)
         width = saved.shape[1]
         delta = saved.new_empty((saved.shape[0], padded(width, saved.dtype)))
         key = (id(given), scale, stream)
-        self._targets.setdefault(key, []).append(
-            project.Target(delta, width, rows, saved, activation)
-        )
+        self._targets.setdefault(key, []).append(Target(delta, width, rows, saved, activation))
         return Term(x, delta)
 
-    def groups(self) -> list[project.Group]:
+    def groups(self) -> list[Group]:
         """What `project` must make of the terms so far."""
         return [
-            project.Group(self._errors[error], scale, stream, targets)
+            Group(self._errors[error], scale, stream, targets)
             for (error, scale, stream), targets in self._targets.items()
         ]

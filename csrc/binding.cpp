@@ -1,0 +1,404 @@
+// The Python module `_core`: flat lists of numbers in, launches of `project` and `update` out.
+//
+// Python has checked what a user gave; here nothing that would make a kernel read or write elsewhere
+// passes: null and misaligned pointers, sizes beyond 32 bits, tables with too many rows.
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "launch.h"
+
+namespace py = pybind11;
+
+namespace dfa {
+namespace {
+
+constexpr int64_t kVector = 16;  // bytes of a vector
+
+[[noreturn]] void refuse(const std::string& what) { throw py::value_error(what); }
+
+int64_t bytes(DType type) { return type == DType::f32 ? 4 : 2; }
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Takes the numbers of a list one after the other.
+class Reader {
+   public:
+    explicit Reader(const py::list& list) : list_(list.ptr()), count_(PyList_GET_SIZE(list_)) {}
+
+    int64_t integer() {
+        const int64_t value = PyLong_AsLongLong(next());
+        if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+        return value;
+    }
+
+    float real() {
+        const double value = PyFloat_AsDouble(next());
+        if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+        return static_cast<float>(value);
+    }
+
+    int32_t between(const char* name, int64_t low, int64_t high) {
+        const int64_t value = integer();
+        if (value < low || value > high)
+            refuse(std::string(name) + " must be in [" + std::to_string(low) + ", " +
+                   std::to_string(high) + "], got " + std::to_string(value));
+        return static_cast<int32_t>(value);
+    }
+
+    int32_t size(const char* name) { return between(name, 0, kLargest); }
+
+    template <class T>
+    T one_of(const char* name, T last) {
+        return static_cast<T>(between(name, 0, static_cast<int64_t>(last)));
+    }
+
+    // Of elements of `type`; null only where `optional`.
+    template <class T = void>
+    T* pointer(const char* name, DType type, bool optional = false) {
+        const int64_t address = integer();
+        if (address == 0 && !optional) refuse(std::string(name) + " is a null pointer");
+        if (address % bytes(type) != 0)
+            refuse(std::string(name) + " lies at an address that is no multiple of its elements' " +
+                   std::to_string(bytes(type)) + " bytes");
+        return reinterpret_cast<T*>(address);
+    }
+
+    void end() const {
+        if (at_ != count_)
+            refuse("the list has " + std::to_string(count_) + " numbers, and " +
+                   std::to_string(at_) + " were expected");
+    }
+
+   private:
+    static constexpr int64_t kLargest = std::numeric_limits<int32_t>::max() - 127;
+
+    PyObject* next() {
+        if (at_ == count_) refuse("the list ends after " + std::to_string(count_) + " numbers");
+        return PyList_GET_ITEM(list_, at_++);
+    }
+
+    PyObject* list_;
+    Py_ssize_t count_, at_ = 0;
+};
+
+bool whole(const void* pointer, int64_t stride, int64_t width, DType type) {
+    return (reinterpret_cast<int64_t>(pointer) | stride * bytes(type) | width * bytes(type)) %
+               kVector == 0;
+}
+
+// A row of `width` elements must not reach into the next one.
+int64_t row_stride(Reader& from, const char* name, int64_t rows, int64_t width) {
+    const int64_t stride = from.integer();
+    if (rows > 1 && stride < width)
+        refuse(std::string(name) + " has rows of " + std::to_string(width) + " elements, " +
+               std::to_string(stride) + " apart");
+    return stride;
+}
+
+void succeed(Error error) {
+    if (error != kSuccess)
+        throw std::runtime_error(std::string(error_name(error)) + ": " + error_text(error));
+}
+
+// Makes a device current, and whichever was so before afterwards.
+class OnDevice {
+   public:
+    explicit OnDevice(int device) {
+        succeed(current_device(&before_));
+        changed_ = before_ != device;
+        if (changed_) succeed(use_device(device));
+    }
+    ~OnDevice() {
+        if (changed_) (void)use_device(before_);
+    }
+    OnDevice(const OnDevice&) = delete;
+
+   private:
+    int before_ = 0;
+    bool changed_ = false;
+};
+
+struct Where {
+    int device;
+    Stream stream;
+    int multiprocessors;
+
+    explicit Where(Reader& from)
+        : device(from.size("the device")),
+          stream(reinterpret_cast<Stream>(from.integer())),
+          multiprocessors(from.between("the multiprocessors", 1, 1 << 20)) {}
+};
+
+template <class Start>
+void launch_on(const Where& where, Start start) {
+    Error error;
+    OnDevice current(where.device);
+    {
+        py::gil_scoped_release released;
+        error = start();
+    }
+    succeed(error);
+}
+
+int32_t as_tiles(int64_t tiles) {
+    if (tiles > std::numeric_limits<int32_t>::max())
+        refuse("one launch takes fewer than 2,147,483,648 tiles, not " + std::to_string(tiles));
+    return static_cast<int32_t>(tiles);
+}
+
+// project --------------------------------------------------------------------------------------
+
+ProjectTarget read_target(Reader& from, DType out, int64_t rows) {
+    ProjectTarget t{};
+    t.repeat = from.between("the rows for each row of the error", 1, 1 << 30);
+    t.width = from.size("the width of δ");
+    t.padded = from.size("the padded width of δ");
+    if (t.padded < t.width) refuse("δ is padded to fewer columns than it has");
+    rows *= t.repeat;
+    t.out = from.pointer("δ", out, rows * t.padded == 0);
+    t.out_stride = row_stride(from, "δ", rows, t.padded);
+    t.activation = from.one_of("the activation", Activation::silu);
+    const bool unread = t.activation == Activation::identity || rows * t.width == 0;
+    t.saved = from.pointer("what f′ is read from", out, unread);
+    t.saved_stride = row_stride(from, "what f′ is read from", unread ? 0 : rows, t.width);
+    t.aligned = whole(t.out, t.out_stride, t.padded, out) &&
+                (unread || whole(t.saved, t.saved_stride, t.width, out));
+    return t;
+}
+
+ProjectGroup read_group(Reader& from, ProjectTable& table, int& targets) {
+    ProjectGroup g{};
+    g.rows = from.size("the rows of the error");
+    g.error_width = from.size("the width of the error");
+    g.error = from.pointer("the error", table.error, int64_t{g.rows} * g.error_width == 0);
+    g.error_stride = row_stride(from, "the error", g.rows, g.error_width);
+    g.stream = from.between("the stream", kHead, std::numeric_limits<int32_t>::max());
+    g.scale = from.real();
+    g.aligned = whole(g.error, g.error_stride, g.error_width, table.error);
+    g.first_target = targets;
+    g.targets = from.between("the targets of a launch", 1, kProjectTargets - targets);
+    for (int i = 0; i < g.targets; ++i) {
+        const ProjectTarget& t = table.target[targets++] = read_target(from, table.out, g.rows);
+        g.columns = std::max(g.columns, t.padded);
+        if (g.stream == kHead && t.width > g.error_width)
+            refuse("δ of the layer at the error point is wider than the error");
+        if (g.stream != kHead && table.distribution == Distribution::matrix &&
+            t.width > table.matrix_columns)
+            refuse("a user's B has fewer columns than δ");
+    }
+    return g;
+}
+
+int64_t count_tiles(ProjectTable& table, const Tile& tile) {
+    int64_t tiles = 0;
+    for (int i = 0; i < table.groups; ++i) {
+        ProjectGroup& g = table.group[i];
+        g.first_tile = as_tiles(tiles);
+        g.tiles_n = static_cast<int32_t>(ceil_div(g.rows, tile.n));
+        tiles += g.tiles_n * ceil_div(g.columns, tile.d);
+    }
+    table.tiles = as_tiles(tiles);
+    return tiles;
+}
+
+void run_project(const py::list& numbers) {
+    Reader from(numbers);
+    const Where where(from);
+    ProjectTable table;
+    const auto compute = from.one_of("what is computed in", Compute::f32);
+    table.distribution = from.one_of("the distribution", Distribution::normal);
+    table.seed = static_cast<uint64_t>(from.integer());
+    table.error = from.one_of("the error's dtype", DType::f16);
+    table.out = from.one_of("δ's dtype", DType::f16);
+    const bool made = table.distribution != Distribution::matrix;
+    table.matrix = from.pointer("a user's B", table.error, true);
+    table.matrix_columns = from.integer();
+    if (!made && table.matrix == nullptr && table.matrix_columns != 0)
+        refuse("a user's B is a null pointer");
+    const int groups = from.between("the groups of a launch", 0, kProjectGroups);
+    int targets = 0;
+    table.groups = 0;
+    for (int i = 0; i < groups; ++i) {
+        const ProjectGroup g = read_group(from, table, targets);
+        if (g.rows > 0 && g.columns > 0) table.group[table.groups++] = g;
+    }
+    from.end();
+    const bool large = count_tiles(table, project_tile(compute, true)) >= where.multiprocessors;
+    if (!large) count_tiles(table, project_tile(compute, false));
+    if (table.tiles == 0) return;
+    launch_on(where, [&] { return project(table, compute, large, where.stream); });
+}
+
+// update ---------------------------------------------------------------------------------------
+
+Applied read_applied(Reader& from, const UpdateTable& table, int rows, bool optional) {
+    Applied a{};
+    a.parameter = from.pointer("a parameter", table.parameter, optional);
+    for (void*& state : a.state) state = from.pointer("a state", table.state, true);
+    a.copy = from.pointer("a low-precision copy", table.copy, true);
+    a.row = from.between("the row of hyperparameters", 0, rows - 1);
+    return a;
+}
+
+Segment read_segment(Reader& from, const UpdateTable& table, const UpdateLayer& layer, bool fly) {
+    Segment s{};
+    s.rows = from.size("the rows of x");
+    const bool empty = s.rows == 0 || layer.k == 0 || layer.d == 0;
+    s.x = from.pointer("x", table.x, empty);
+    s.x_stride = row_stride(from, "x", s.rows, layer.k);
+    s.repeat = 1;
+    s.stream = kHead;
+    bool aligned = whole(s.x, s.x_stride, layer.k, table.x);
+    if (!fly) {  // rows of whole vectors, with zeros beyond the width
+        s.delta = from.pointer("δ", table.x, empty);
+        s.delta_stride = row_stride(from, "δ", s.rows, layer.d);
+        s.aligned = aligned && whole(s.delta, s.delta_stride, 0, table.x);
+        return s;
+    }
+    s.repeat = from.between("the rows for each row of the error", 1, 1 << 30);
+    s.activation = from.one_of("the activation", Activation::silu);
+    const bool unread = empty || s.activation == Activation::identity;
+    s.delta = from.pointer("what f′ is read from", table.x, unread);
+    s.delta_stride = row_stride(from, "what f′ is read from", unread ? 0 : s.rows, layer.d);
+    s.error_width = from.between("the width of an error whose δ is made on the fly", 0, kFlyError);
+    s.error = from.pointer("the error", table.error, empty || s.error_width == 0);
+    s.error_stride = row_stride(from, "the error", s.rows / s.repeat, s.error_width);
+    s.stream = from.between("the stream", kHead, std::numeric_limits<int32_t>::max());
+    s.scale = from.real();
+    if (s.stream == kHead && layer.d > s.error_width)
+        refuse("the layer at the error point is wider than the error");
+    s.aligned = aligned && (unread || whole(s.delta, s.delta_stride, layer.d, table.x));
+    return s;
+}
+
+bool whole_rows(const Applied& a, const UpdateLayer& layer, const UpdateTable& table) {
+    const auto fits = [&](const void* at, DType type) {
+        return at == nullptr || whole(at, layer.stride, layer.k, type);
+    };
+    return fits(a.parameter, table.parameter) && fits(a.state[0], table.state) &&
+           fits(a.state[1], table.state) && fits(a.copy, table.copy);
+}
+
+UpdateLayer read_layer(Reader& from, UpdateTable& table, int rows, bool fly, int& segments) {
+    UpdateLayer layer{};
+    layer.d = from.size("the rows of a weight");
+    layer.k = from.size("the columns of a weight");
+    layer.stride = row_stride(from, "a weight", layer.d, layer.k);
+    layer.weight = read_applied(from, table, rows, int64_t{layer.d} * layer.k == 0);
+    layer.bias = read_applied(from, table, rows, true);
+    layer.aligned = whole_rows(layer.weight, layer, table);
+    layer.first_segment = segments;
+    layer.segments = from.between("the segments of a launch", 0, kUpdateSegments - segments);
+    for (int i = 0; i < layer.segments; ++i)
+        table.segment[segments++] = read_segment(from, table, layer, fly);
+    return layer;
+}
+
+int64_t count_tiles(UpdateTable& table, const Tile& tile) {
+    int64_t tiles = 0;
+    for (int i = 0; i < table.layers; ++i) {
+        UpdateLayer& layer = table.layer[i];
+        layer.first_tile = as_tiles(tiles);
+        layer.tiles_d = static_cast<int32_t>(ceil_div(layer.d, tile.d));
+        tiles += layer.tiles_d * ceil_div(layer.k, tile.k);
+        int64_t blocks = 0;
+        for (int s = 0; s < layer.segments; ++s)
+            blocks += ceil_div(table.segment[layer.first_segment + s].rows, tile.n);
+        layer.blocks = as_tiles(blocks);
+    }
+    table.tiles = as_tiles(tiles);
+    return tiles;
+}
+
+// Into how many parts the sums over N fall: as many as fill the device, of at least 4 blocks each.
+int32_t count_splits(const UpdateTable& table, int multiprocessors) {
+    int32_t blocks = 0;
+    for (int i = 0; i < table.layers; ++i) blocks = std::max(blocks, table.layer[i].blocks);
+    if (table.tiles == 0 || table.tiles >= multiprocessors || blocks < 8) return 1;
+    return std::max(1, std::min({multiprocessors / table.tiles, blocks / 4, 64}));
+}
+
+void take_scratch(UpdateTable& table, const Tile& tile, const py::function& scratch) {
+    const int64_t slots = int64_t{table.tiles} * table.splits;
+    const int64_t floats = slots * (int64_t{tile.d} * tile.k + tile.d);
+    const auto given = scratch(floats, table.tiles).cast<std::pair<int64_t, int64_t>>();
+    if (given.first % kVector != 0 || given.first == 0 || given.second % 4 != 0 ||
+        given.second == 0)
+        refuse("the scratch of a split sum is null or misaligned");
+    table.partial = reinterpret_cast<float*>(given.first);
+    table.partial_bias = table.partial + slots * tile.d * tile.k;
+    table.arrived = reinterpret_cast<int32_t*>(given.second);
+}
+
+void run_update(const py::list& numbers, const py::function& scratch) {
+    Reader from(numbers);
+    const Where where(from);
+    UpdateTable table;
+    const auto compute = from.one_of("what is computed in", Compute::f32);
+    table.distribution = from.one_of("the distribution", Distribution::normal);
+    table.seed = static_cast<uint64_t>(from.integer());
+    const bool fly = from.between("whether δ is made on the fly", 0, 1) != 0;
+    if (fly && table.distribution == Distribution::matrix)
+        refuse("δ is never made on the fly from a user's B");
+    table.rule = from.one_of("the rule", Rule::adamw);
+    for (DType* type : {&table.x, &table.error, &table.parameter, &table.state, &table.copy})
+        *type = from.one_of("a dtype", DType::f16);
+    const int rows = from.between("the rows of hyperparameters", 1, kUpdateRows);
+    for (int r = 0; r < rows; ++r)
+        for (float& h : table.hyper[r]) h = from.real();
+    const int layers = from.between("the layers of a launch", 0, kUpdateLayers);
+    int segments = 0;
+    table.layers = 0;
+    for (int i = 0; i < layers; ++i) {
+        const UpdateLayer layer = read_layer(from, table, rows, fly, segments);
+        if (layer.d > 0 && layer.k > 0) table.layer[table.layers++] = layer;
+    }
+    from.end();
+    Tile tile = update_tile(compute, true, fly);
+    const bool large = count_tiles(table, tile) >= where.multiprocessors;
+    if (!large) count_tiles(table, tile = update_tile(compute, false, fly));
+    if (table.tiles == 0) return;
+    table.splits = count_splits(table, where.multiprocessors);
+    as_tiles(int64_t{table.tiles} * table.splits);
+    table.partial = table.partial_bias = nullptr;
+    table.arrived = nullptr;
+    if (table.splits > 1) take_scratch(table, tile, scratch);
+    launch_on(where, [&] { return update(table, compute, large, fly, where.stream); });
+}
+
+py::tuple as_tuple(const Tile& tile) {
+    return py::make_tuple(tile.n, tile.d, tile.k, tile.threads, tile.stages);
+}
+
+}  // namespace
+}  // namespace dfa
+
+#ifndef DFA_VERSION
+#define DFA_VERSION "unversioned"
+#endif
+
+PYBIND11_MODULE(_core, module) {
+    using namespace dfa;
+    module.doc() = "The grouped kernels `project` and `update`; see dfa_kernels.backends.cuda.";
+    module.attr("version") = DFA_VERSION;
+    module.attr("limits") = py::dict(
+        py::arg("groups") = kProjectGroups, py::arg("targets") = kProjectTargets,
+        py::arg("layers") = kUpdateLayers, py::arg("segments") = kUpdateSegments,
+        py::arg("rows") = kUpdateRows, py::arg("fly_error") = kFlyError);
+    module.def("project", run_project, "Start `project` of what the list says.");
+    module.def("update", run_update,
+               "Start `update` of what the list says; scratch(floats, counters) gives the addresses "
+               "of that many floats, and of counters that are 0, for a sum that is split.");
+    module.def("project_tile", [](int compute, bool large) {
+        return as_tuple(project_tile(static_cast<Compute>(compute), large));
+    });
+    module.def("update_tile", [](int compute, bool large, bool fly) {
+        return as_tuple(update_tile(static_cast<Compute>(compute), large, fly));
+    });
+}

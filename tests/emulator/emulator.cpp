@@ -1,0 +1,293 @@
+#include "emulator.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <thread>
+
+#include "block.h"
+#include "sanitizers.h"
+
+namespace dfa::emulator {
+
+static std::string named(Where where) {
+    return std::string(where.file_name()) + ":" + std::to_string(where.line());
+}
+
+// Threads ---------------------------------------------------------------------------------------
+
+uint64_t Block::random() {  // xorshift
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return state;
+}
+
+void Block::ready(Strand* strand) {
+    strand->waits = false;
+    queue.push_back(strand);
+}
+
+Strand* Block::next() {
+    size_t at = taken;
+    if (queue.size() == taken) return nullptr;
+    if (options.threads == 1) at = queue.size() - 1;
+    if (options.threads > 1) {
+        // A warp of high priority runs far ahead of the others; now and then that changes.
+        if (random() % 64 == 0) priority[random() % priority.size()] = random();
+        const size_t waiting = queue.size() - taken, first = random() % waiting;
+        at = taken + first;
+        for (size_t i = 0; i < waiting; ++i) {
+            const size_t other = taken + (first + i) % waiting;
+            if (priority[queue[other]->warp] > priority[queue[at]->warp]) at = other;
+        }
+    }
+    Strand* strand = queue[at];
+    if (at == taken) {
+        ++taken;
+    } else {
+        queue[at] = queue.back();
+        queue.pop_back();
+    }
+    if (taken == queue.size()) taken = 0, queue.clear();
+    return strand;
+}
+
+void Block::leave(bool forever) {
+    Strand& from = me();
+    Strand* to = next();
+    if (to == &from) return;
+    if (!to && alive && error.empty()) error = deadlock();
+    self = to;
+    from.fiber.leave_for(to ? to->fiber : home, forever);
+}
+
+void Block::wait(Where where) {
+    me().where = where;
+    leave();
+}
+
+void Block::fail(const std::string& what, Where where) {
+    if (error.empty())
+        error = named(where) + ": thread " + std::to_string(self->thread.x) + ": " + what;
+    me().fiber.leave_for(home);
+    abort();
+}
+
+std::string Block::deadlock() {
+    std::map<std::string, int> places;
+    for (int i = 0; i < count; ++i)
+        if (strands[i].waits) ++places[named(strands[i].where)];
+    std::string text = "deadlock:";
+    for (const auto& [place, threads] : places)
+        text += " " + std::to_string(threads) + " threads wait at " + place + ";";
+    return text + " " + std::to_string(count - alive) + " have returned";
+}
+
+void Block::entry() {
+    Block& my = *block;
+    my.me().fiber.entered();
+    acquire(&my);
+    (*my.kernel)();
+    Strand& me = my.me();
+    if (my.arrived) my.fail("returned while others wait at __syncthreads", my.barrier_where);
+    if (!me.copies.empty())
+        my.fail("returned before this cp.async landed", me.copies.front().where);
+    --my.alive;
+    release(&my);
+    my.leave(true);
+    abort();
+}
+
+std::string Block::run(dim3 grid, dim3 threads, size_t shared_bytes, uint64_t index,
+                       const std::function<void()>& function) {
+    block = this;
+    kernel = &function;
+    count = alive = static_cast<int>(threads.x);
+    state = (options.threads + 1) * 0x9E3779B97F4A7C15u ^ (index + 1) * 0xD1B54A32D192ED03u;
+    const size_t warp_count = (count + 31) / 32;
+    warps.resize(warp_count);
+    for (auto& meetings : warps) meetings.clear(), meetings.reserve(8);
+    priority.resize(warp_count);
+    for (auto& value : priority) value = random();
+    atomics.clear(), atomics.reserve(1024);
+    queue.clear(), queue.reserve(4096), taken = 0;
+    arrived = 0, any = false;
+    error.clear();
+
+    // Not a byte more than was asked for, so that AddressSanitizer sees the end.
+    void* pointer = nullptr;
+    if (posix_memalign(&pointer, 1024, std::max<size_t>(shared_bytes, 1))) abort();
+    memory = static_cast<unsigned char*>(pointer);
+    memory_bytes = shared_bytes;
+    std::memset(memory, 0xFF, shared_bytes);
+
+    while (strands.size() < static_cast<size_t>(count)) strands.emplace_back();
+    for (int i = 0; i < count; ++i) {
+        Strand& strand = strands[i];
+        strand.thread = {static_cast<unsigned>(i), 0, 0};
+        strand.block = {static_cast<unsigned>(index % grid.x),
+                        static_cast<unsigned>(index / grid.x % grid.y),
+                        static_cast<unsigned>(index / (uint64_t{grid.x} * grid.y))};
+        strand.threads = threads, strand.blocks = grid;
+        strand.lane = i % 32, strand.warp = i / 32;
+        strand.copies.clear(), strand.copies.reserve(256), strand.group = 0;
+        strand.fenced = false;
+        strand.fiber.begin(entry);
+        ready(&strand);
+    }
+    home.adopt();
+    release(this);
+    self = next();
+    home.leave_for(static_cast<Strand*>(self)->fiber);
+    acquire(this);
+    self = nullptr;
+    block = nullptr;
+    free(memory);
+    return error;
+}
+
+// Waiting for each other ----------------------------------------------------------------------------
+
+bool Block::barrier(bool predicate, Where where) {
+    if (alive < count) fail("__syncthreads, but a thread has returned", where);
+    if (arrived && (where.line() != barrier_where.line() ||
+                    std::strcmp(where.file_name(), barrier_where.file_name())))
+        fail("__syncthreads, while others are at that of " + named(barrier_where), where);
+    barrier_where = where;
+    any = any || predicate;
+    release(&arrived);
+    me().waits = true;
+    if (++arrived == count) {
+        arrived = 0;
+        for (int i = 0; i < count; ++i) strands[i].vote = any, ready(&strands[i]);
+        any = false;
+    }
+    wait(where);
+    acquire(&arrived);
+    return me().vote;
+}
+
+void Block::meet(uint32_t mask, void* mine, ForAll all, Where where) {
+    Strand& strand = me();
+    const uint32_t bit = 1u << strand.lane;
+    const int lanes = count - strand.warp * 32;
+    if (lanes < 32) mask &= (1u << lanes) - 1;
+    if (!(mask & bit)) fail("a warp operation without the lane that calls it", where);
+    auto& meetings = warps[strand.warp];
+    Meeting* meeting = nullptr;
+    for (auto& other : meetings)
+        if (other.arrived && other.mask & bit) meeting = &other;
+    if (meeting && (meeting->mask != mask || meeting->all != all || meeting->arrived & bit))
+        fail("the warp diverges: other lanes are at " + named(meeting->where), where);
+    for (auto& other : meetings)
+        if (!meeting && !other.arrived) meeting = &other;
+    if (!meeting) meeting = &meetings.emplace_back();
+    meeting->mask = mask, meeting->all = all, meeting->where = where;
+    meeting->arrived |= bit;
+    meeting->brought[strand.lane] = mine;
+    meeting->lanes[strand.lane] = &strand;
+    release(&meetings);
+    strand.waits = true;
+    if (meeting->arrived == mask) {
+        acquire(&meetings);
+        if (all) all(meeting->brought, mask);
+        release(&meetings);
+        for (int lane = 0; lane < 32; ++lane)
+            if (mask >> lane & 1) ready(meeting->lanes[lane]);
+        meeting->arrived = 0;
+    }
+    wait(where);
+    acquire(&meetings);
+}
+
+// The memory model, for ThreadSanitizer: an atomic operation of a thread that has passed a fence
+// publishes what happened before; a fence takes in what the block's atomics may have seen.
+void Block::fence() {
+    me().fenced = true;
+    for (const void* at : atomics) acquire(at);
+}
+
+int Block::atomic_add(int* at, int value) {
+    // The operation and its announcement are one, for the other OS threads.
+    static std::atomic_flag busy;
+    while (busy.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+    const int before = __tsan_atomic32_fetch_add
+                           ? __tsan_atomic32_fetch_add(at, value, __ATOMIC_RELAXED)
+                           : __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+    if (me().fenced) release(at);
+    if (std::find(atomics.begin(), atomics.end(), at) == atomics.end()) atomics.push_back(at);
+    busy.clear(std::memory_order_release);
+    return before;
+}
+
+void Block::expect_shared(const void* at, size_t bytes, const char* what, Where where) {
+    const auto* from = static_cast<const unsigned char*>(at);
+    if (from < memory || from + bytes > memory + memory_bytes)
+        fail(std::string(what) + " is outside shared memory", where);
+    if (reinterpret_cast<uintptr_t>(at) % 16) fail(std::string(what) + " is not aligned", where);
+}
+
+// What emulator.h declares ------------------------------------------------------------------------
+
+void* shared_memory() { return block->shared(); }
+bool block_barrier(bool predicate, Where where) { return block->barrier(predicate, where); }
+void warp_meeting(uint32_t mask, void* mine, ForAll all, Where where) {
+    block->meet(mask, mine, all, where);
+}
+void fence() { block->fence(); }
+int atomic_add(int* at, int value) { return block->atomic_add(at, value); }
+
+static std::vector<uint64_t> block_order(uint64_t blocks) {
+    std::vector<uint64_t> order(blocks);
+    for (uint64_t i = 0; i < blocks; ++i) order[i] = i;
+    if (options.blocks == 1) std::reverse(order.begin(), order.end());
+    if (options.blocks > 1) {
+        uint64_t state = options.blocks;
+        for (uint64_t i = blocks; i > 1; --i) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            std::swap(order[i - 1], order[(state >> 33) % i]);
+        }
+    }
+    return order;
+}
+
+Error run(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
+    static thread_local std::string error;
+    static thread_local std::unique_ptr<Block> kept;  // with its stacks, for the next launch
+    constexpr size_t kMostShared = 227 << 10;
+    if (threads.x == 0 || threads.x > 1024 || threads.y * threads.z != 1) return "bad block size";
+    if (shared_bytes > kMostShared) return "more than 227 KiB of shared memory";
+    const auto order = block_order(uint64_t{grid.x} * grid.y * grid.z);
+    const size_t workers = std::max(1, options.workers);
+    std::vector<std::string> errors(workers);
+    auto work = [&](size_t worker, Block& mine) {
+        for (size_t i = worker; i < order.size() && errors[worker].empty(); i += workers) {
+            errors[worker] = mine.run(grid, threads, shared_bytes, order[i], kernel);
+            if (!errors[worker].empty())
+                errors[worker] = "block " + std::to_string(order[i]) + ": " + errors[worker];
+        }
+    };
+    if (workers == 1) {
+        if (!kept) kept = std::make_unique<Block>();
+        work(0, *kept);
+        if (!errors[0].empty()) kept.reset();
+    } else {
+        std::vector<std::thread> others;
+        for (size_t worker = 0; worker < workers; ++worker)
+            others.emplace_back([&, worker] { Block mine; work(worker, mine); });
+        for (auto& other : others) other.join();
+    }
+    for (const auto& text : errors)
+        if (!text.empty()) return (error = text).c_str();
+    return kSuccess;
+}
+
+}  // namespace dfa::emulator
+
+// For ctypes: how the launches that follow are run.
+extern "C" __attribute__((visibility("default"))) void dfa_emulator_options(uint64_t threads,
+                                                                            uint64_t blocks,
+                                                                            int workers) {
+    dfa::emulator::options = {threads, blocks, workers};
+}
