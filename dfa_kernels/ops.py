@@ -170,8 +170,14 @@ def _(error, matrix, distribution, seed, scale, inputs, saved, activations, stre
 # step_ ----------------------------------------------------------------------------------------
 
 
-def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
-    """The gradients, straight into parameters and optimizer state, in place."""
+def step_(
+    feedback: Feedback, rule: str, updates: Sequence[LayerUpdate], on_device: bool = False
+) -> None:
+    """The gradients, straight into parameters and optimizer state, in place.
+
+    ``on_device``: what is traced is to leave rows of hyperparameters, which are tensors then, in
+    memory, rather than read them when it runs.
+    """
     first = updates[0].weight.parameter
     if not _traced(first):
         run = backends.function("step_", first.device, first.dtype)
@@ -193,6 +199,7 @@ def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None
         [p.copy for p in parameters if p.copy is not None],
         [p.copy is not None for p in parameters],
         torch.stack(rows),
+        on_device,
         rule,
         [u.bias is not None for u in updates],
         [len(u.segments) for u in updates],
@@ -211,7 +218,7 @@ def step_(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None
 
 
 class _Provider(Protocol):
-    def hyper(self, slots: list[int]) -> list[tuple[float, ...]]: ...
+    def hyper(self, slots: list[int]) -> list[Any]: ...
 
 
 _providers: weakref.WeakValueDictionary[int, _Provider] = weakref.WeakValueDictionary()
@@ -225,16 +232,18 @@ def provide_hyper(provider: _Provider) -> int:
     return handle
 
 
-def hyper(error: Tensor, handle: int, rule: str, slots: list[int]) -> Sequence[Any]:
+def hyper(
+    error: Tensor, handle: int, rule: str, slots: list[int], on_device: bool = False
+) -> Sequence[Any]:
     """The row of `Update.hyper` for each of the provider's ``slots``, as they are now.
 
-    Traced, the rows are those of a float64 tensor that an op makes anew each time it runs;
-    ``error`` is there to order it.
+    Traced, the rows are those of a float64 tensor that an op makes anew each time it runs, where
+    ``error`` is if they are tensors ``on_device``; ``error`` is also there to order it.
     """
     if not _traced(error):
         return _provider(handle).hyper(slots)
     columns = len(RULES[rule].hyper)
-    return torch.ops.dfa_kernels.hyper(error, handle, columns, slots).unbind(0)
+    return torch.ops.dfa_kernels.hyper(error, handle, columns, slots, on_device).unbind(0)
 
 
 def _provider(handle: int) -> _Provider:
@@ -245,13 +254,17 @@ def _provider(handle: int) -> _Provider:
 
 
 @torch.library.custom_op("dfa_kernels::hyper", mutates_args=())
-def _hyper(error: Tensor, handle: int, columns: int, slots: list[int]) -> Tensor:
-    return torch.tensor(_provider(handle).hyper(slots), dtype=torch.float64).reshape(-1, columns)
+def _hyper(error: Tensor, handle: int, columns: int, slots: list[int], on_device: bool) -> Tensor:
+    rows = _provider(handle).hyper(slots)
+    if on_device:
+        return torch.stack(rows)
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, columns)
 
 
 @_hyper.register_fake
-def _(error, handle, columns, slots):
-    return torch.empty((len(slots), columns), dtype=torch.float64)
+def _(error, handle, columns, slots, on_device):
+    device = error.device if on_device else "cpu"
+    return torch.empty((len(slots), columns), dtype=torch.float64, device=device)
 
 
 @torch.library.custom_op("dfa_kernels::step_", mutates_args=("parameters", "states", "copies"))
@@ -261,6 +274,7 @@ def _step(
     copies: list[Tensor],
     copied: list[bool],
     hyper: Tensor,
+    on_device: bool,
     rule: str,
     biased: list[bool],
     counts: list[int],
@@ -282,7 +296,7 @@ def _step(
         for i, scale, layer in zip(error_of, scales, layers, strict=True)
     )
     kept = len(RULES[rule].states)
-    table, copy = hyper.tolist(), iter(copies)
+    table, copy = hyper if on_device else hyper.tolist(), iter(copies)
     every = [
         Update(p, tuple(states[kept * i : kept * i + kept]), table[i], next(copy) if has else None)
         for i, (p, has) in enumerate(zip(parameters, copied, strict=True))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,11 @@ def _checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
     for rule, hypers in _HYPERS.items():
         for hyper, (shape, dtype) in itertools.product(hypers, cases):
             label = f"{rule} {hyper} {_label(shape, dtype)}"
-            yield f"step_ {label}", partial(_step, rule, hyper, shape, dtype, device)
+            yield f"step_ {label}", partial(_step, rule, [hyper], False, shape, dtype, device)
+        for hyper, dtype in [*((h, torch.float32) for h in hypers), (hypers[-1], torch.bfloat16)]:
+            label = f"{rule} by rows in memory {hyper} {_label(_SHAPES[1], dtype)}"
+            steps = [hyper, _next(rule, hyper)]
+            yield f"step_ {label}", partial(_step, rule, steps, True, _SHAPES[1], dtype, device)
         for shape, dtype in _COPIED:
             label = f"{rule} with copies {_label(shape, dtype)}"
             yield f"step_ {label}", partial(_copies, rule, shape, dtype, device)
@@ -235,10 +240,24 @@ _HYPERS: dict[str, list[tuple[float, ...]]] = {
 }
 
 
+def _next(rule: str, hyper: tuple[float, ...]) -> tuple[float, ...]:
+    """What the step after this one may have: another rate, and the momentum or the count there."""
+    return (hyper[0] / 4, *hyper[1:-1], hyper[-1] + 1 if rule == "adamw" else 0)
+
+
 def _step(
-    rule: str, hyper: tuple[float, ...], shape: tuple, dtype: torch.dtype, device: torch.device
+    rule: str,
+    hypers: Sequence[tuple[float, ...]],
+    in_memory: bool,
+    shape: tuple,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    """fp32 parameters and states; activations and errors in ``dtype``; two terms in each sum."""
+    """fp32 parameters and states; activations and errors in ``dtype``; two terms in each sum.
+
+    One step for each of ``hypers``, a bias at half the rate. ``in_memory``: the rows are tensors,
+    and the next step finds other values in them.
+    """
     records = [_case(shape, dtype, device, "tanh") for _ in range(2)]
     feedback, scale = Feedback("uniform", seed=5), 0.1
     start = [
@@ -246,17 +265,24 @@ def _step(
         for k, d in ((x.inputs.shape[1], x.saved.shape[1]) for x in records[0][1])
     ]
 
-    def run(step_: Callable, wide: bool) -> list[Tensor]:
+    def run(step_: Callable, wide: bool, in_memory: bool = False) -> list[Tensor]:
         cast = torch.Tensor.double if wide else torch.Tensor.clone
-        updates = []
+        table = torch.empty(2, len(hypers[0]), dtype=torch.float64, device=device)
+        updates: list[LayerUpdate] = []
         for i, pair in enumerate(start):
             segments = [
                 Segment(cast(e), scale, _wide(layers[i]) if wide else layers[i])
                 for e, layers in records
             ]
-            weight, bias = (Update(cast(p), tuple(map(cast, s)), hyper) for p, s in pair)
+            weight, bias = (Update(cast(p), tuple(map(cast, s)), ()) for p, s in pair)
             updates.append(LayerUpdate(weight, None if i == 1 else bias, segments))
-        step_(updates)
+        for hyper in hypers:
+            values = torch.tensor([hyper, (hyper[0] / 2, *hyper[1:])], dtype=torch.float64)
+            table.copy_(values)
+            rows = table.unbind() if in_memory else tuple(values.tolist())
+            step_([_with_rows(u, *rows) for u in updates])
+            same = torch.equal(table.cpu(), values)
+            assert same, "the backend changed a row of hyperparameters"
         return [
             t
             for weight, bias, _ in updates
@@ -271,7 +297,7 @@ def _step(
     def reference(updates: list[LayerUpdate]) -> None:
         Reference().step_(feedback, rule, updates)
 
-    made, again = run(ours, False), run(ours, False)
+    made, again = run(ours, False, in_memory), run(ours, False, in_memory)
     plain, truth = run(reference, False), run(reference, True)
     rows = max(x.inputs.shape[0] for _, layers in records for x in layers)
     # Where a step divides by √v + eps, an error of the gradient grows by lr / eps at the most,
@@ -282,6 +308,11 @@ def _step(
     for i, (a, b, c, d) in enumerate(zip(made, plain, truth, again, strict=True)):
         _compare(f"tensor {i}", a, b, c, torch.full_like(c, slack))
         _same(f"tensor {i}", a, d)
+
+
+def _with_rows(update: LayerUpdate, row: Any, bias_row: Any) -> LayerUpdate:
+    bias = None if update.bias is None else update.bias._replace(hyper=bias_row)
+    return update._replace(weight=update.weight._replace(hyper=row), bias=bias)
 
 
 _COPIED = [*((shape, torch.bfloat16) for shape in _SHAPES), (_SHAPES[1], torch.float16)]

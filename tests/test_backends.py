@@ -184,6 +184,40 @@ def test_a_step_that_writes_no_copy_or_the_old_one_fails(rule, which, broken):
         testing.check_backend(Broken())
 
 
+def _weights_row(update, seen):
+    return update._replace(bias=update.bias and update.bias._replace(hyper=update.weight.hyper))
+
+
+def _first_seen(update, seen):
+    def known(u):
+        return u and u._replace(hyper=seen.setdefault(u.hyper.data_ptr(), u.hyper.tolist()))
+
+    return update._replace(weight=known(update.weight), bias=known(update.bias))
+
+
+def _advanced(update, seen):
+    update.weight.hyper[-1] += 1
+    return update
+
+
+@pytest.mark.parametrize("broken", [_weights_row, _first_seen, _advanced])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_a_step_that_does_not_read_its_rows_in_memory_fails(rule, broken):
+    """It takes a weight's for its bias; reads them once; counts the steps itself."""
+
+    class Broken(OnlyProjects):
+        def __init__(self):
+            self.seen = {}
+
+        def step_(self, feedback, called, updates):
+            if called == rule and isinstance(updates[0].weight.hyper, torch.Tensor):
+                updates = [broken(u, self.seen) for u in updates]
+            Reference().step_(feedback, called, updates)
+
+    with pytest.raises(AssertionError, match=f"step_ {rule} by rows in memory"):
+        testing.check_backend(Broken())
+
+
 def test_a_step_that_truncates_its_copies_fails():
     class Broken(OnlyProjects):
         def step_(self, feedback, rule, updates):

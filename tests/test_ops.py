@@ -45,7 +45,7 @@ def test_gradients_passes_opcheck(layout, activation):
     opcheck(torch.ops.dfa_kernels.gradients, args)
 
 
-def step_args(layout, rule, copied=(False, False, False)):
+def step_args(layout, rule, copied=(False, False, False), on_device=False):
     error, inputs, saved = records(layout)
     saved[1] = error.clone()
     change = LAYOUTS[layout]
@@ -54,9 +54,9 @@ def step_args(layout, rule, copied=(False, False, False)):
     copies = [p.bfloat16() for p, has in zip(parameters, copied, strict=True) if has]
     hyper = torch.full((3, len(RULES[rule].hyper)), 0.5, dtype=torch.float64)
     return (
-        parameters, states, copies, list(copied), hyper, rule, [True, False], [1, 1], [error], None,
-        "rademacher", 3,
-        [0, 0], [0.1, 0.1], inputs, saved, [CODES["tanh"], CODES["identity"]], [0, HEAD], [1, 1],
+        parameters, states, copies, list(copied), hyper, on_device, rule, [True, False], [1, 1],
+        [error], None, "rademacher", 3, [0, 0], [0.1, 0.1], inputs, saved,
+        [CODES["tanh"], CODES["identity"]], [0, HEAD], [1, 1],
     )  # fmt: skip
 
 
@@ -71,10 +71,30 @@ def test_step_with_copies_passes_opcheck(copied):
     opcheck(torch.ops.dfa_kernels.step_, step_args("permuted", "adamw", copied))
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_step_by_rows_in_memory_passes_opcheck(rule):
+    opcheck(torch.ops.dfa_kernels.step_, step_args("permuted", rule, on_device=True))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_the_op_hands_rows_in_memory_on_unread(on_device, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        ops.backends, "function", lambda *_: lambda feedback, rule, updates: given.extend(updates)
+    )
+    args = step_args("contiguous", "sgd", on_device=on_device)
+    torch.ops.dfa_kernels.step_(*args)
+    rows = [u.hyper for update in given for u in update[:2] if u is not None]
+    assert {type(row) for row in rows} == {torch.Tensor if on_device else list}
+    if on_device:  # the bias's row is the last of the table, and comes after its weight's
+        assert [row.data_ptr() for row in rows] == [args[4][i].data_ptr() for i in (0, 2, 1)]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("copied", [(False, False, False), (False, True, True)])
-def test_step_mutates_parameters_states_and_copies_alone(copied):
-    args = step_args("contiguous", "sgd", copied)
-    others = [args[4], *args[8], *args[14], *args[15]]
+def test_step_mutates_parameters_states_and_copies_alone(copied, on_device):
+    args = step_args("contiguous", "sgd", copied, on_device)
+    others = [args[4], *args[9], *args[15], *args[16]]
     before = [t.clone() for t in others]
     mutated = [*args[0], *args[1], *args[2]]
     changed = [t.clone() for t in mutated]

@@ -75,13 +75,16 @@ RULES = {
 class Update(NamedTuple):
     """A parameter that is stepped in place: its optimizer state and its row of the rule's table.
 
+    ``hyper``: numbers; or, in every update of a call, a row in memory: contiguous, float64, on the
+    parameter's device, and read when the step runs there, not before. A CUDA graph that holds the
+    step reads what is in it at each replay.
     ``copy``: where the stepped parameter is written once more, rounded to the nearest of the copy's
     dtype; ``parameter`` is then the fp32 master of a model's bf16 or fp16 weight.
     """
 
     parameter: Tensor
     states: tuple[Tensor, ...]
-    hyper: Sequence[float]
+    hyper: Sequence[float] | Tensor
     copy: Tensor | None = None
 
 

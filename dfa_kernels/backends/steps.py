@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfa_kernels.backends.contract import RULES, Update
+from dfa_kernels.backends.device_steps import DeviceScratch
 
 #: (δ, x) of every segment that a layer's gradient sums.
 Terms = Sequence[tuple[Tensor, Tensor]]
@@ -25,7 +26,7 @@ class Step:
     so the last of them are not stepped before `flush`."""
 
     def __init__(self, rule: str) -> None:
-        self._linear = rule == "sgd"
+        self._rule, self._linear = rule, rule == "sgd"
         self._scratch = _Scratch(_STEPS[rule])
         self._copies: list[tuple[Tensor, Tensor]] = []
 
@@ -34,7 +35,10 @@ class Step:
             self._copies.append((weight.copy, weight.parameter))
         if bias is not None and bias.copy is not None:
             self._copies.append((bias.copy, bias.parameter))
-        if self._linear and _is_linear(weight, bias, terms):
+        scratch: _Scratch | DeviceScratch = self._scratch
+        if type(weight.hyper) is Tensor:
+            scratch = DeviceScratch(self._rule)
+        elif self._linear and _is_linear(weight, bias, terms):
             factors = [(delta.T, inputs) for delta, inputs in terms]
             _accumulate(weight, torch.Tensor.addmm_, factors)
             if bias is not None:  # a weight whose input is 1
@@ -44,9 +48,9 @@ class Step:
                 ]
                 _accumulate(bias, torch.Tensor.addmv_, factors)
             return
-        _step_rows(weight, terms, self._scratch)
+        _step_rows(weight, terms, scratch)
         if bias is not None:
-            _step_vector(bias, terms, self._scratch)
+            _step_vector(bias, terms, scratch)
 
     def flush(self) -> None:
         self._scratch.flush()
@@ -159,7 +163,7 @@ def product(delta: Tensor, inputs: Tensor, dtype: torch.dtype) -> Tensor:
     return (delta.T @ inputs.to(delta.dtype)).to(dtype)
 
 
-def _step_rows(weight: Update, terms: Terms, scratch: _Scratch) -> None:
+def _step_rows(weight: Update, terms: Terms, scratch: Any) -> None:
     parameter, states, hyper, _ = weight
     height, width = parameter.shape
     rows = max(1, _SLICE // max(1, width))
@@ -173,7 +177,7 @@ def _step_rows(weight: Update, terms: Terms, scratch: _Scratch) -> None:
         scratch.add(_Piece(parameter[here], gradient, slices), hyper)
 
 
-def _step_vector(bias: Update, terms: Terms, scratch: _Scratch) -> None:
+def _step_vector(bias: Update, terms: Terms, scratch: Any) -> None:
     parameter, states, hyper, _ = bias
     (delta, _), *more = terms
     gradient = delta.sum(0, dtype=parameter.dtype)

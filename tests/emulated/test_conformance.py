@@ -64,8 +64,8 @@ def test_step_passes_opcheck(rule):
     states = [torch.rand_like(p) for p in parameters for _ in RULES[rule].states]
     hyper = torch.full((3, len(RULES[rule].hyper)), 0.5, dtype=torch.float64)
     args = (
-        parameters, states, hyper, rule, [True, False], [1, 1], [torch.randn(6, 5)], None,
-        "rademacher", 3, [0, 0], [0.1, 0.1], *RECORDS,
+        parameters, states, [], [False] * 3, hyper, False, rule, [True, False], [1, 1],
+        [torch.randn(6, 5)], None, "rademacher", 3, [0, 0], [0.1, 0.1], *RECORDS,
     )  # fmt: skip
     opcheck(torch.ops.dfa_kernels.step_, args)
 

@@ -28,17 +28,20 @@ def test_gradients_passes_opcheck(case):
     opcheck(torch.ops.dfa_kernels.gradients, args)
 
 
-@over(RULES)
+@over([(rule, memory) for rule in RULES for memory in (False, True)])
 def test_step_passes_opcheck(case):
+    rule, in_memory = case
     error, layers = network(DEVICE, torch.float32, 6, 5, [7])
     shapes = [(x.saved.shape[1], x.inputs.shape[1]) for x in layers]
     parameters = [torch.randn(s, device=DEVICE) for s in shapes]
     parameters.append(torch.randn(shapes[0][0], device=DEVICE))
-    states = [torch.rand_like(p) for p in parameters for _ in RULES[case].states]
-    hyper = torch.full((3, len(RULES[case].hyper)), 0.5, dtype=torch.float64)
+    states = [torch.rand_like(p) for p in parameters for _ in RULES[rule].states]
+    copies = [p.bfloat16() for p in parameters[:1]]
+    hyper = torch.full((3, len(RULES[rule].hyper)), 0.5, dtype=torch.float64)
     args = (
-        parameters, states, hyper, case, [True, False], [1, 1], [error], None, "rademacher", 3,
-        [0, 0], [0.1, 0.1], *_lists(layers),
+        parameters, states, copies, [True, False, False], hyper.to(DEVICE if in_memory else "cpu"),
+        in_memory, rule, [True, False], [1, 1], [error], None, "rademacher", 3, [0, 0], [0.1, 0.1],
+        *_lists(layers),
     )  # fmt: skip
     opcheck(torch.ops.dfa_kernels.step_, args)
 

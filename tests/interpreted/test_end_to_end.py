@@ -118,9 +118,10 @@ def test_gradients_passes_opcheck(either_delta):
     opcheck(torch.ops.dfa_kernels.gradients, (*args, torch.float32))
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("rule", RULES)
-def test_step_passes_opcheck(rule, copied, either_delta):
+def test_step_passes_opcheck(rule, copied, on_device, either_delta):
     layers, inputs, saved = _records()
     parameters = [torch.randn(7, 3), torch.randn(5, 7), torch.randn(7)]
     states = [torch.rand_like(p) for p in parameters for _ in RULES[rule].states]
@@ -128,7 +129,7 @@ def test_step_passes_opcheck(rule, copied, either_delta):
     hyper = torch.full((3, len(SGD["plain"])), 0.5, dtype=torch.float64)
     codes = [CODES[x.activation] for x in layers]
     args = (
-        parameters, states, copies, [copied] * 3, hyper, rule, [True, False], [1, 1],
+        parameters, states, copies, [copied] * 3, hyper, on_device, rule, [True, False], [1, 1],
         [torch.randn(6, 5)], None,
         "rademacher", 3, [0, 0], [0.1, 0.1], inputs, saved, codes, [0, HEAD], [1, 1],
     )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
+from dfa_kernels.backends.grouped.hyper import COLUMNS
 from dfa_kernels.backends.grouped.layout import aligned, as_rows, check, fits, padded
 from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
 from dfa_kernels.feedback import Feedback
@@ -70,6 +71,7 @@ class Kernels:
             _check(weight)
             if bias is not None:
                 _check(bias)
+                _check_rows(weight, bias)
                 weight, bias = _alike(weight, bias, copied)
             own = None if bias is None else _in_rows(bias, copied)
             grouped.append(_Wanted(_in_rows(weight, copied), own, segments))
@@ -102,6 +104,27 @@ def _check(given: Update) -> None:
     for t in (given.parameter, *given.states, given.copy):
         if t is not None and not fits(t):
             check(t, f"a parameter, state or copy of shape {tuple(given.parameter.shape)}")
+    row = given.hyper
+    if type(row) is Tensor:
+        device = given.parameter.device
+        if row.dtype != torch.float64 or row.shape != (COLUMNS,) or row.device != device:
+            raise ValueError(
+                f"a row of hyperparameters in memory must be {COLUMNS} float64 on {device}, got "
+                f"{str(row.dtype).removeprefix('torch.')} of shape {tuple(row.shape)} on "
+                f"{row.device}"
+            )
+        if row.stride() != (1,):
+            raise ValueError(
+                f"a row of hyperparameters in memory must be contiguous, got stride {row.stride()}"
+            )
+
+
+def _check_rows(weight: Update, bias: Update) -> None:
+    if (type(weight.hyper) is Tensor) != (type(bias.hyper) is Tensor):
+        raise ValueError(
+            f"the hyperparameters of a weight of shape {tuple(weight.parameter.shape)} and of its "
+            "bias must both be numbers or both rows in memory"
+        )
 
 
 def _in_rows(given: Update, copied: list[tuple[Tensor, Tensor]]) -> Applied:

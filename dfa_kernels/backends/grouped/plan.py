@@ -45,12 +45,13 @@ class Term(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """A parameter, its states and its low-precision copy; ``hyper``: its row of the rule's."""
+    """A parameter, its states and its low-precision copy; ``hyper``: its row of the rule's, or
+    where that is in memory."""
 
     parameter: Tensor
     states: tuple[Tensor, ...] = ()
     copy: Tensor | None = None
-    hyper: Sequence[float] = ()
+    hyper: Sequence[float] | Tensor = ()
 
 
 class Grouped(NamedTuple):

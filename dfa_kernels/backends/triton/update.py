@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 from dfa_kernels.activation import CODES
 from dfa_kernels.backends.contract import HEAD
@@ -33,7 +34,7 @@ def launches(
     """One for all updates of the same dtypes, unless their hyperparameters differ too widely."""
     classes: dict[tuple, list[_Chunk]] = {}
     for update in updates:
-        here = classes.setdefault(_dtypes(update), [_Chunk([], set())])
+        here = classes.setdefault((_in_memory(update), *_dtypes(update)), [_Chunk([], set())])
         rows = {_row(rule, a) for a in (update.weight, update.bias) if a}
         if not rows <= here[-1].rows:
             if len(rows | here[-1].rows) > _ROWS and here[-1].updates:
@@ -42,7 +43,7 @@ def launches(
         here[-1].updates.append(update)
     return [
         _launch(rule, feedback, chunk.updates, dtypes, device)
-        for dtypes, chunks in classes.items()
+        for (_, *dtypes), chunks in classes.items()
         for chunk in chunks
     ]
 
@@ -61,7 +62,13 @@ _ROWS = 32
 
 
 def _row(rule: str, applied: Applied) -> tuple[float, ...]:
-    return (0.0,) * COLUMNS if rule == "store" else _columns(rule, tuple(applied.hyper))
+    if rule == "store" or type(applied.hyper) is Tensor:
+        return (0.0,) * COLUMNS
+    return _columns(rule, tuple(applied.hyper))
+
+
+def _in_memory(update: Grouped) -> bool:
+    return type(update.weight.hyper) is Tensor
 
 
 #: Most parameters of a step have the same hyperparameters.
@@ -86,7 +93,7 @@ def _launch(
     rule: str,
     feedback: Feedback,
     updates: list[Grouped],
-    dtypes: tuple[torch.dtype | None, ...],
+    dtypes: Sequence[torch.dtype | None],
     device: rules.Device,
 ) -> Launch:
     x, parameter, state, copy, error = dtypes
@@ -141,6 +148,7 @@ def _launch(
     constants = _constants(
         updates=triton.next_power_of_2(len(updates)),
         rows=len(rows) + padding,
+        in_memory=_in_memory(updates[0]),
         rule=rule,
         fly=fly,
         distribution=feedback.distribution if fly else "",
@@ -175,10 +183,12 @@ def _launch(
 
 def _entries(rule: str, applied: Applied | None, rows: dict[tuple[float, ...], int]) -> list[int]:
     """The parameter's five entries in the table, addresses and its row of hyperparameters, which
-    joins ``rows``; a state that does not exist is an empty tensor, of address 0."""
+    joins ``rows`` unless it is in memory; a state that does not exist is an empty tensor, of
+    address 0."""
     if applied is None:
         return [0] * 5
     parameter, states, copy, _ = applied
     addresses = [parameter.data_ptr(), *[s.data_ptr() for s in states], 0, 0][:3]
     row = rows.setdefault(_row(rule, applied), len(rows))
-    return [*addresses, 0 if copy is None else copy.data_ptr(), row]
+    place = applied.hyper.data_ptr() if type(applied.hyper) is Tensor else row
+    return [*addresses, 0 if copy is None else copy.data_ptr(), place]

@@ -18,13 +18,14 @@ import triton.language as tl
 
 from dfa_kernels.backends.triton.activation import derivative
 from dfa_kernels.backends.triton.constants import CompileTime
-from dfa_kernels.backends.triton.optimizer import COLUMNS, adamw, sgd
+from dfa_kernels.backends.triton.optimizer import COLUMNS, adamw, columns_of, sgd
 from dfa_kernels.backends.triton.philox import feedback as feedback_tile
 from dfa_kernels.backends.triton.table import as_float, at, halves, size
 
 # The table: number of updates, splits, seed, 0; then the updates' rows; then the segments'.
 #   update   0 first tile     1 tiles along D   2-6 weight: itself, two states, low-precision copy,
-#            row of `hyper`   7-11 bias: the same, or 0   12 row stride   13 D   14 K
+#            row of `hyper` or its address    7-11 bias: the same, or 0
+#            12 row stride    13 D             14 K
 #            15 first segment 16 segments       17 blocks of BN rows   18 aligned
 #   segment  0 x   1 row stride   2 rows   3 δ, or saved   4 row stride
 #            5 error   6 row stride   7 E   8 stream   9 activation   10 k   11 scale
@@ -45,6 +46,7 @@ class UpdateConstants(CompileTime):
 
     updates: int  # of the table, rounded up to a power of 2
     rows: int  # of hyper
+    in_memory: bool  # rows are float64, at addresses, and hyper is nothing
     rule: str  # "store", "sgd" or "adamw"
     fly: bool  # δ is made here,
     distribution: str  # from this B,
@@ -148,11 +150,16 @@ def _tile(
                 bias += tl.load(partial_bias + part * C.d + i, cache_modifier=".cg")
     if whole:
         height = tl.load(update + 13).to(tl.int32)
-        _apply_columns(update, weight, hyper, d0, k0, height, ALIGNED, C)
+        own = hyper
+        if C.in_memory:
+            own = columns_of(at(update, 6, tl.float64, False), C.rule)
+        _apply_columns(update, weight, own, d0, k0, height, ALIGNED, C)
         if k0 == 0:
             if tl.load(update + _BIAS) != 0:
+                if C.in_memory:
+                    own = columns_of(at(update, 11, tl.float64, False), C.rule)
                 i = tl.arange(0, C.d)
-                _apply(update + _BIAS, d0, i, d0 + i < height, bias, hyper, False, C)
+                _apply(update + _BIAS, d0, i, d0 + i < height, bias, own, False, C)
 
 
 @triton.jit
@@ -291,7 +298,7 @@ def _apply(
     if C.rule == "store":
         tl.store(target, gradient.to(C.parameter), mask=mask)
     else:
-        row = tl.load(parameter + 4).to(tl.int32)
+        row = 0 if C.in_memory else tl.load(parameter + 4).to(tl.int32)
         h0 = _pick(hyper, row, 0, C)
         h1 = _pick(hyper, row, 1, C)
         h2 = _pick(hyper, row, 2, C)
