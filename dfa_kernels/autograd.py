@@ -58,7 +58,8 @@ class Plan(NamedTuple):
     ``error_rows``, ``error_width``: N and E of the flattened error. ``parameters``,
     ``chain``, ``states``: how many of each follow the points among the node's tensors.
     ``update``: ``"gradients"`` returns them; ``"backward"`` applies ``rule`` at once, for the
-    optimizer known by ``handle``, whose ``slots`` the parameters are; ``copies``: with masters.
+    optimizer known by ``handle``, whose ``slots`` the parameters are; ``copies``: with masters;
+    ``capturable``: whose table is on the device.
     """
 
     distribution: str
@@ -75,6 +76,7 @@ class Plan(NamedTuple):
     handle: int = -1
     slots: tuple[int, ...] = ()
     copies: bool = False
+    capturable: bool = False
 
     @property
     def keeps_output(self) -> bool:
@@ -269,7 +271,7 @@ def _step(
     """Apply the optimizer's rule at once. ``rest``: each parameter, followed by its states, and
     with masters by its copy or None."""
     stride = 1 + len(RULES[plan.rule].states) + plan.copies
-    rows = ops.hyper(error, plan.handle, plan.rule, list(plan.slots))
+    rows = ops.hyper(error, plan.handle, plan.rule, list(plan.slots), plan.capturable)
 
     def update(slot: int) -> Update:
         parameter, *states = rest[slot * stride : (slot + 1) * stride]
@@ -286,4 +288,4 @@ def _step(
         weights.append(layer.weight)
         bias = update(layer.bias) if layer.bias >= 0 else None
         updates.append(LayerUpdate(update(layer.weight), bias, [segment]))
-    ops.step_(feedback, plan.rule, updates)
+    ops.step_(feedback, plan.rule, updates, plan.capturable)

@@ -17,7 +17,8 @@ from torch.optim import optimizer as _torch
 
 from dfa_kernels import ops
 from dfa_kernels.autograd import Plan
-from dfa_kernels.backends.contract import LayerUpdate, Update
+from dfa_kernels.backends.contract import RULES, LayerUpdate, Update
+from dfa_kernels.capturable import DeviceRows, as_torch_steps, capturing
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
@@ -42,8 +43,12 @@ class FusedUpdate(torch.optim.Optimizer):
     rule: str
     _plain_step: Callable[..., Any]
 
-    def _claim(self, nets: tuple[DFA, ...], update: str, master_weights: bool) -> None:
+    def _claim(
+        self, nets: tuple[DFA, ...], update: str, master_weights: bool, capturable: bool
+    ) -> None:
         self.update = update
+        self.capturable = capturable
+        self._rows = DeviceRows(len(RULES[self.rule].hyper)) if capturable else None
         self._masters = Masters() if master_weights else None
         self._fresh: set[int] = set()
         self._fused = {
@@ -64,6 +69,9 @@ class FusedUpdate(torch.optim.Optimizer):
         """What a forward pass asks: which parameters are ours; and with update="backward" what the
         node needs of each, made beforehand so that a traced forward pass only reads it."""
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        for group in self.param_groups:
+            if "capturable" in group:  # a checkpoint's is not how this one runs
+                group["capturable"] = self.capturable
         self._slots = []
         if self.update == "backward":
             self._slots = [
@@ -84,6 +92,11 @@ class FusedUpdate(torch.optim.Optimizer):
             with self._masters.loaded(self):
                 super().load_state_dict(state_dict)
         self._fresh.clear()
+        for group in self.param_groups:
+            for p in group["params"]:
+                step = self.state.get(p, {}).get("step")
+                if isinstance(step, Tensor) and (self.capturable or not group.get("fused")):
+                    self.state[p]["step"] = step.to(p.device if self.capturable else "cpu")
         self._prepare()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -110,21 +123,44 @@ class FusedUpdate(torch.optim.Optimizer):
             return None
         return self._masters.of(parameter, self.state[parameter])
 
-    def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
-        """The rule's hyperparameters of a group: all but the last, which is the parameter's."""
+    def _row(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """The rule's hyperparameters of a group, numbers and tensors: all but the last, which is
+        the parameter's."""
         raise NotImplementedError
 
     def _last(self, parameter: Tensor) -> float:
         """The rule's last hyperparameter for the next step of ``parameter``."""
         raise NotImplementedError
 
-    def _hyper(self, parameter: Tensor, group: dict[str, Any], rows: dict) -> tuple[float, ...]:
+    def _write_last(self, parameters: list[Tensor], cells: list[Tensor]) -> None:
+        """Write it where they have it on their device."""
+        raise NotImplementedError
+
+    def _check_captured(self, parameters: list[Tensor]) -> None:
+        """Refuse what a replay of this step without rows on the device would get wrong."""
+        raise NotImplementedError
+
+    def _hyper(self, parameter: Tensor, group: dict[str, Any], rows: dict) -> Any:
         """The rule's whole row: one object for all that share it."""
+        if self._rows is not None:
+            return self._rows.of(parameter, group)
         key = id(group), self._last(parameter)
         row = rows.get(key)
         if row is None:
-            row = rows[key] = (*self._row(group), key[1])
+            row = rows[key] = tuple(map(float, (*self._row(group), key[1])))
         return row
+
+    def _write_rows(self, parameters: list[Tensor]) -> None:
+        """Bring rows on the device up to date for a step of these."""
+        if self._rows is None:
+            if capturing(parameters[0].device):
+                self._check_captured(parameters)
+            return
+        groups = [self._groups[id(p)] for p in parameters]
+        for group in {id(g): g for g in groups}.values():
+            self._rows.write(group, self._row(group))
+        cells = [self._rows.last(p, g) for p, g in zip(parameters, groups, strict=True)]
+        self._write_last(parameters, cells)
 
     def _advance(self, parameters: list[Tensor]) -> None:
         """Count a step of each."""
@@ -199,10 +235,12 @@ class FusedUpdate(torch.optim.Optimizer):
                 bias_step = self._update(bias, rows)
                 stepped.append(bias)
             updates.append(LayerUpdate(step, bias_step, [entry[3] for _, _, entry in terms]))
+        if stepped and (self._rows is not None or stepped[0].is_cuda):
+            self._write_rows(stepped)
         if others:  # only now: whatever is refused has been refused above
             _materialize(others)
         if updates:
-            ops.step_(feedback, self.rule, updates)
+            ops.step_(feedback, self.rule, updates, self.capturable)
             self._stepped(stepped)
         return len(stepped)
 
@@ -241,7 +279,8 @@ class FusedUpdate(torch.optim.Optimizer):
                 dense = dense or gradient is not None
         if dense:
             masters = nullcontext() if self._masters is None else self._masters.stepped(self)
-            with _HiddenPending(self), masters:
+            groups = as_torch_steps(self) if self.capturable else nullcontext()
+            with _HiddenPending(self), masters, groups:
                 type(self)._plain_step(self)
 
     # The forward pass asks ------------------------------------------------------------------
@@ -303,7 +342,7 @@ class FusedUpdate(torch.optim.Optimizer):
                 rest += (master, *states, p.detach())
         plan = plan._replace(
             update="backward", rule=self.rule, handle=self._handle, slots=tuple(slots),
-            copies=self._masters is not None,
+            copies=self._masters is not None, capturable=self.capturable,
         )  # fmt: skip
         return plan, rest
 
@@ -316,7 +355,7 @@ class FusedUpdate(torch.optim.Optimizer):
             f"{type(self).__name__} was constructed with"
         )
 
-    def hyper(self, slots: list[int]) -> list[tuple[float, ...]]:
+    def hyper(self, slots: list[int]) -> list[Any]:
         """The rule's table for a backward pass that steps these parameters now.
 
         Raises:
@@ -328,9 +367,12 @@ class FusedUpdate(torch.optim.Optimizer):
                 f"since {type(self).__name__}.step()"
             )
         chosen = [self._slots[i] for i in slots]
-        self._applied = [slot.parameter for slot in chosen]
         rows: dict = {}
-        return [self._hyper(slot.parameter, slot.group, rows) for slot in chosen]
+        made = [self._hyper(slot.parameter, slot.group, rows) for slot in chosen]
+        parameters = [slot.parameter for slot in chosen]
+        self._write_rows(parameters)
+        self._applied = parameters
+        return made
 
 
 def _shared_biases(nets: tuple[DFA, ...]) -> set[int]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfa_kernels.capturable import refuse_while_capturing
+
 #: The master's name in the parameter's optimizer state.
 MASTER = "master"
 
@@ -36,6 +38,7 @@ class Masters:
         if parameter.dtype not in _LOW:
             return None
         if MASTER not in state:
+            refuse_while_capturing(parameter, "the master")
             state[MASTER] = parameter.detach().float()
             self._versions[id(parameter)] = parameter._version
         return state[MASTER]

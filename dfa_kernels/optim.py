@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfa_kernels.capturable import refuse_while_capturing
 from dfa_kernels.fused_update import FusedUpdate
 from dfa_kernels.master import MASTER
 from dfa_kernels.module import DFA
@@ -41,6 +42,10 @@ class SGD(FusedUpdate, torch.optim.SGD):
             write the parameter as its rounded copy, in the same pass where it is a fused layer's.
             The master is ``state[p]["master"]``. A parameter that was written to since the last
             step takes its master with it; under torch.compile that is not seen.
+        capturable: let a CUDA graph hold the step: its replays go on counting, and read ``lr``
+            where it is a tensor, which must be on the parameters' device. A number that changes
+            between replays, as a scheduler changes it, is not seen by them: give a tensor, which
+            the scheduler fills. The first step must be run before the capture.
 
     Raises:
         TypeError, ValueError: no DFA module is named, or torch's own reasons.
@@ -52,7 +57,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
     def __init__(
         self,
         params: DFA | Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
@@ -62,6 +67,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
         foreach: bool | None = None,
         update: str = "step",
         master_weights: bool = False,
+        capturable: bool = False,
     ) -> None:
         groups, nets = _groups(params, update)
         super().__init__(
@@ -74,7 +80,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
             maximize=maximize,
             foreach=foreach,
         )
-        self._claim(nets, update, master_weights)
+        self._claim(nets, update, master_weights, capturable)
 
     def _states(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
         if not group["momentum"]:
@@ -82,33 +88,49 @@ class SGD(FusedUpdate, torch.optim.SGD):
         state = self.state[parameter]
         buffer = state.get("momentum_buffer")
         if buffer is None:
+            refuse_while_capturing(parameter, "the momentum")
             like = state.get(MASTER, parameter)
             buffer = state["momentum_buffer"] = torch.zeros_like(like)
             self._fresh.add(id(parameter))
         return (buffer,)
 
-    def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
+    def _row(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (
-            float(group["lr"]),
+            group["lr"],
             group["momentum"],
             group["dampening"],
             group["weight_decay"],
-            float(group["nesterov"]),
-            float(group["maximize"]),
+            group["nesterov"],
+            group["maximize"],
         )
 
     def _last(self, parameter: Tensor) -> float:
         return float(id(parameter) in self._fresh)
 
+    def _write_last(self, parameters: list[Tensor], cells: list[Tensor]) -> None:
+        self._check_captured(parameters)
+        for p, cell in zip(parameters, cells, strict=True):
+            if id(p) in self._fresh:
+                cell.fill_(1.0)
+
+    def _check_captured(self, parameters: list[Tensor]) -> None:
+        for p in parameters:
+            if id(p) in self._fresh:
+                refuse_while_capturing(p, "the momentum")
+
     def _advance(self, parameters: list[Tensor]) -> None:
         if self._fresh:
+            if self._rows is not None:
+                for p in parameters:
+                    if id(p) in self._fresh:
+                        self._rows.last(p, self._groups[id(p)]).zero_()
             self._fresh.difference_update(map(id, parameters))
 
 
 class AdamW(FusedUpdate, torch.optim.AdamW):
     """`torch.optim.AdamW` with the fused update.
 
-    ``params``, ``update`` and ``master_weights`` as in `SGD`.
+    ``params``, ``update``, ``master_weights`` and ``capturable`` as in `SGD`.
 
     Args:
         lr, betas, eps, weight_decay, maximize, foreach: as in torch. ``amsgrad`` is refused.
@@ -123,7 +145,7 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
     def __init__(
         self,
         params: DFA | Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -131,37 +153,51 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
         update: str = "step",
         master_weights: bool = False,
     ) -> None:
         if amsgrad:
             raise ValueError("dfa_kernels.optim.AdamW has no amsgrad: use torch.optim.AdamW")
         groups, nets = _groups(params, update)
-        super().__init__(groups, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach)
-        self._claim(nets, update, master_weights)
+        super().__init__(
+            groups, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach,
+            capturable=capturable,
+        )  # fmt: skip
+        self._claim(nets, update, master_weights, capturable)
 
     def _states(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
         state = self.state[parameter]
         if "step" not in state:
+            refuse_while_capturing(parameter, "the state")
             like = state.get(MASTER, parameter)
-            state["step"] = torch.tensor(0.0, dtype=torch.float32)
+            device = parameter.device if self.capturable else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             state["exp_avg"] = torch.zeros_like(like)
             state["exp_avg_sq"] = torch.zeros_like(like)
         return (state["exp_avg"], state["exp_avg_sq"])
 
-    def _row(self, group: dict[str, Any]) -> tuple[float, ...]:
-        beta1, beta2 = group["betas"]
+    def _row(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (
-            float(group["lr"]),
-            float(beta1),
-            float(beta2),
+            group["lr"],
+            *group["betas"],
             group["eps"],
             group["weight_decay"],
-            float(group["maximize"]),
+            group["maximize"],
         )
 
     def _last(self, parameter: Tensor) -> float:
         return float(self.state[parameter]["step"]) + 1
+
+    def _write_last(self, parameters: list[Tensor], cells: list[Tensor]) -> None:
+        torch._foreach_copy_(cells, [self.state[p]["step"] for p in parameters])
+        torch._foreach_add_(cells, 1)
+
+    def _check_captured(self, parameters: list[Tensor]) -> None:
+        raise RuntimeError(
+            "a CUDA graph of this AdamW.step would repeat its step count: construct the optimizer "
+            "with capturable=True"
+        )
 
     def _advance(self, parameters: list[Tensor]) -> None:
         if parameters:

@@ -1,5 +1,7 @@
 """The public module on the device: compiled, captured in a graph, without a wait for the host."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from gpu_cases import DEVICE, on_gpu, over, pick
@@ -11,8 +13,8 @@ from dfa_kernels.backends import chosen
 INDUCTOR = pick("inductor", "aot_eager")
 
 OPTIMIZERS = {
-    "sgd": lambda net, **more: dfa.optim.SGD(net, lr=0.05, momentum=0.9, **more),
-    "adamw": lambda net, **more: dfa.optim.AdamW(net, lr=1e-3, eps=1e-3, **more),
+    "sgd": lambda net, lr=0.05, **more: dfa.optim.SGD(net, lr=lr, momentum=0.9, **more),
+    "adamw": lambda net, lr=1e-3, **more: dfa.optim.AdamW(net, lr=lr, eps=1e-3, **more),
 }
 
 
@@ -91,8 +93,23 @@ def test_the_steps_are_the_references_steps(case):
 @on_gpu
 def test_a_graph_of_a_whole_step_replays_eager_steps(case):
     """SGD, whose hyperparameters do not change from step to step."""
+    _replays_eager_steps([OPTIMIZERS["sgd"]] * 2, update=case)
+
+
+@over([(rule, update) for rule in OPTIMIZERS for update in ("step", "backward")])
+@on_gpu
+def test_a_capturable_graph_counts_and_follows_its_rate(case):
+    """Beside eager steps that are not capturable: a row in memory gives a number's bits."""
+    rule, update = case
+    rate = torch.tensor(0.01, device=DEVICE, dtype=torch.float64)
+    captured = partial(OPTIMIZERS[rule], lr=rate, capturable=True)
+    _replays_eager_steps([captured, partial(OPTIMIZERS[rule], lr=0.01)], halves=True, update=update)
+
+
+def _replays_eager_steps(makes, halves=False, **more):
     net, eager = network(), network()
-    step, eager_step = (stepping(n, OPTIMIZERS["sgd"](n, update=case)) for n in (net, eager))
+    optimizers = [make(n, **more) for make, n in zip(makes, (net, eager), strict=True)]
+    step, eager_step = (stepping(n, o) for n, o in zip((net, eager), optimizers, strict=True))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -107,18 +124,33 @@ def test_a_graph_of_a_whole_step_replays_eager_steps(case):
         eager_step()
     close(net, eager)  # a capture runs nothing
     for _ in range(5):
+        if halves:
+            for (group,) in (o.param_groups for o in optimizers):
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].mul_(0.5)
+                else:
+                    group["lr"] *= 0.5
         graph.replay()
         eager_step()
     torch.cuda.synchronize()
     close(net, eager)
 
 
-@over([(rule, update) for rule in OPTIMIZERS for update in ("step", "backward")])
+@over(
+    [
+        (rule, update, capturable)
+        for rule in OPTIMIZERS
+        for update in ("step", "backward")
+        for capturable in (False, True)
+    ]
+)
 @on_gpu
 def test_a_step_never_waits_for_the_device(case):
-    rule, update = case
+    rule, update, capturable = case
     net = network()
-    step = stepping(net, OPTIMIZERS[rule](net, update=update))
+    more = {"lr": torch.tensor(0.01, device=DEVICE)} if capturable else {}
+    optimizer = OPTIMIZERS[rule](net, update=update, capturable=capturable, **more)
+    step = stepping(net, optimizer)
     for _ in range(3):
         step()
     torch.cuda.synchronize()
