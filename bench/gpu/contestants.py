@@ -61,13 +61,16 @@ class Setting(NamedTuple):
         """torch.optim's fused one."""
         if self.rule == "sgd":
             return torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9, fused=True)
-        capturable = self.graph and self.device.type == "cuda"
-        return torch.optim.AdamW(net.parameters(), lr=LR, fused=True, capturable=capturable)
+        return torch.optim.AdamW(net.parameters(), lr=LR, fused=True, capturable=self._captured)
 
     def fused_optimizer(self, net: dfa.DFA, update: str = "step") -> torch.optim.Optimizer:
         if self.rule == "sgd":
             return dfa.optim.SGD(net, lr=LR, momentum=0.9, update=update)
-        return dfa.optim.AdamW(net, lr=LR, update=update)
+        return dfa.optim.AdamW(net, lr=LR, update=update, capturable=self._captured)
+
+    @property
+    def _captured(self) -> bool:
+        return self.graph and self.device.type == "cuda"
 
 
 def _loop(run: Callable, optimizer: torch.optim.Optimizer, task: Task, setting: Setting) -> Run:
