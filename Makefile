@@ -1,6 +1,8 @@
 # make train: a virtual environment and the main job.  make test: the same, and the tests.
 # make interpreted: the Triton kernels in Triton's interpreter, where there is no GPU; part of `test`.
-# make asan: the same under AddressSanitizer, which sees what a missing mask reads or writes.
+# make emulated: the CUDA kernels on the CPU, by g++; part of `test`.
+# make asan: Triton's again under AddressSanitizer, which sees what a missing mask reads or writes.
+# make installs: wheels and what they say: from an sdist, without nvcc, with the toolkit from PyPI.
 # make gpu: tests and figures on a GPU, from the checkout, by a Python that has torch and Triton.
 # make gpu-rehearsal: the same on the CPU, tiny, so that a GPU's time is not spent on a typing error.
 
@@ -12,14 +14,17 @@ READY  := $(VENV)/.ready
 # Triton's oldest supported version, beside the one that constraints.txt names.
 OLDEST := $(VENV)/triton-3.6
 
+# Where there is an nvcc, csrc/ is compiled for one architecture: the PTX of it runs on later GPUs.
+export DFA_KERNELS_CUDA_ARCHS ?= 80
+
 INTERPRETED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interpreted -n 2
 
-.PHONY: train test suite interpreted asan gpu gpu-rehearsal lint types bench clean
+.PHONY: train test suite interpreted emulated asan installs gpu gpu-rehearsal lint types bench clean
 
 train: $(READY)
 	$(BIN)/dfa-kernels train --overwrite $(ARGS)
 
-test: suite interpreted gpu-rehearsal
+test: suite interpreted emulated gpu-rehearsal
 
 suite: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -40,6 +45,10 @@ endif
 gpu:
 	$(PYTHON) -m bench.gpu $(ARGS)
 
+emulated: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from tests import emulator; emulator.core()"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/emulated -n 2 $(ARGS)
+
 asan: $(READY)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 $(INTERPRETED) --deselect tests/interpreted/test_conformance.py $(ARGS)
@@ -54,7 +63,10 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench.step $(ARGS)
 
-$(READY): pyproject.toml setup.py constraints.txt
+installs:
+	PYTHON=$(PYTHON) tests/installs.sh
+
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
@@ -66,4 +78,4 @@ $(OLDEST): $(READY) constraints-triton-3.6.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info dfa_kernels/backends/cuda/_core.* dfa_kernels/backends/cuda/_build.json

@@ -83,7 +83,7 @@ struct Program {
         Blocks<Shape::kN> ahead(table, layer, begin), now = ahead;
         Delta<Shape> delta(table, shared + kTiles, d0);
         const int blocks = end - begin;
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < Shape::kStages - 1; ++i) {
             if (i < blocks) {
                 copy(stages + i * kStage, ahead);

@@ -159,22 +159,21 @@ struct ScalarProduct {
     static_assert(Shape::kThreads == 256, "16 x 16 threads");
 
     float weight[kMany][4][kMany][4];
-    float bias[kMany][4];
-    int d0, k0;  // the first of the thread's rows and columns
+    float bias = 0.0f;  // a thread's own row of the first kSide
+    int d0, k0;         // the first of its rows and columns of the product
 
     __device__ __forceinline__ ScalarProduct() {
         d0 = threadIdx.x / 16 * 4;
         k0 = threadIdx.x % 16 * 4;
 #pragma unroll
         for (int i = 0; i < kMany * 4; ++i) {
-            bias[i / 4][i % 4] = 0.0f;
 #pragma unroll
             for (int j = 0; j < kMany * 4; ++j) weight[i / 4][i % 4][j / 4][j % 4] = 0.0f;
         }
     }
 
     __device__ __forceinline__ void add(const float* delta, const float* x, bool with_bias) {
-#pragma unroll 4
+#pragma unroll 2
         for (int n = 0; n < Shape::kN; ++n) {
             float a[kMany][4], b[kMany][4];
 #pragma unroll
@@ -190,10 +189,10 @@ struct ScalarProduct {
                     sum = fmaf(a[i / 4][i % 4], b[j / 4][j % 4], sum);
                 }
             }
-            if (with_bias) {
+        }
+        if (with_bias && threadIdx.x < Shape::kSide) {
 #pragma unroll
-                for (int i = 0; i < kMany * 4; ++i) bias[i / 4][i % 4] += a[i / 4][i % 4];
-            }
+            for (int n = 0; n < Shape::kN; ++n) bias += delta[Tile::place(n, threadIdx.x)];
         }
     }
 
@@ -219,9 +218,7 @@ struct ScalarProduct {
     }
 
     __device__ __forceinline__ void put_bias(float* to) const {
-        if (k0 != 0) return;
-#pragma unroll
-        for (int i = 0; i < kMany * 4; ++i) to[d0 + 64 * (i / 4) + i % 4] = bias[i / 4][i % 4];
+        if (threadIdx.x < Shape::kSide) to[threadIdx.x] = bias;
     }
 };
 

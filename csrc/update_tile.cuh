@@ -58,17 +58,19 @@ struct SharedTile {
     static __device__ __forceinline__ void copy(Element* tile, const void* matrix, int64_t stride,
                                                 int n0, int rows, int c0, int width,
                                                 bool aligned) {
-        constexpr int kMine = Shape::kN * kVectors / Shape::kThreads;
-        const Element* source = static_cast<const Element*>(matrix);
+        // Threads side by side copy vectors of a row, each the same columns of several rows.
+        constexpr int kStep = Shape::kThreads / kVectors;
+        static_assert(Shape::kThreads % kVectors == 0 && Shape::kN % kStep == 0);
+        const int column = threadIdx.x % kVectors * kVector, first = threadIdx.x / kVectors;
+        const int fits = min(width - (c0 + column), kVector);
+        const Element* from = static_cast<const Element*>(matrix);
+        from += (n0 + first) * stride + c0 + column;
 #pragma unroll
-        for (int i = 0; i < kMine; ++i) {
-            const int index = threadIdx.x + i * Shape::kThreads;
-            const int n = index / kVectors, column = index % kVectors * kVector;
-            Element* to = tile + place(n, column);
-            const int there = n0 + n < rows ? min(width - (c0 + column), kVector) : 0;
-            const Element* from = source + (n0 + n) * stride + c0 + column;
+        for (int n = 0; n < Shape::kN; n += kStep, from += kStep * stride) {
+            Element* to = tile + place(first + n, column);
+            const int there = n0 + first + n < rows ? fits : 0;
             if (aligned && (there <= 0 || there == kVector)) {
-                cp_async_16(to, there > 0 ? from : source, there > 0 ? 16 : 0);
+                cp_async_16(to, there > 0 ? from : matrix, there > 0 ? 16 : 0);
             } else {
                 alignas(16) Element vector[kVector];
 #pragma unroll

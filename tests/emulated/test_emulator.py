@@ -1,18 +1,19 @@
-"""The emulator itself: its instructions against the PTX manual's layouts, and planted bugs."""
+"""The emulator itself: its instructions against the PTX manual's layouts, and planted bugs.
+
+Last, both real kernels under the sanitizers.
+"""
 
 import ctypes
-import os
 import re
 import shutil
-import subprocess
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from program import run
 
-from tests.emulator.build import COMPILER, CompileError, build
+from tests.emulator.build import COMPILER, CSRC, build
 
 HERE = Path(__file__).parent
 
@@ -178,40 +179,33 @@ CAUGHT = {
 }
 
 
-@cache
-def planted(sanitizer):
-    try:
-        return build([PLANTED], sanitizer=sanitizer, program=True)
-    except CompileError as error:
-        if sanitizer is None:
-            raise
-        return pytest.skip(f"{COMPILER} has no {sanitizer} sanitizer: {str(error)[-200:]}")
-
-
-def run(sanitizer, bug, order):
-    arguments = [str(planted(sanitizer)), str(BUGS.index(bug)), *map(str, order)]
-    # A launch that fails leaves its fibers, and what they hold, where they stand.
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=environment)
-    if "unexpected memory mapping" in done.stderr:
-        pytest.skip("this system's address layout is not for ThreadSanitizer")
-    return done.returncode, done.stdout + done.stderr
+def planted(bug, sanitizer, order):
+    return run([PLANTED], sanitizer, BUGS.index(bug), *order)
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 @pytest.mark.parametrize("sanitizer", [None, "address", "thread"])
 def test_the_right_kernel_passes(sanitizer, order):
-    assert run(sanitizer, "None", order) == (0, "")
+    assert planted("None", sanitizer, order) == (0, "")
 
 
 @pytest.mark.parametrize(
     "bug, sanitizer, order, words", [(bug, *how) for bug in CAUGHT for how in CAUGHT[bug]]
 )
 def test_a_planted_bug_is_caught(bug, sanitizer, order, words):
-    code, said = run(sanitizer, bug, order)
+    code, said = planted(bug, sanitizer, order)
     assert code != 0
     assert words in said
 
 
 def test_every_bug_is_in_the_table():
     assert set(BUGS) == {"None", *CAUGHT}
+
+
+# The real kernels --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_the_sanitizers_find_nothing_in_the_kernels(sanitizer):
+    sources = [HERE / "sanitized.cpp", CSRC / "project.cu", CSRC / "update.cu"]
+    assert run(sources, sanitizer) == (0, "")

@@ -1,7 +1,6 @@
 #include "emulator.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -202,23 +201,17 @@ void Block::meet(uint32_t mask, void* mine, ForAll all, Where where) {
 }
 
 // The memory model, for ThreadSanitizer: an atomic operation of a thread that has passed a fence
-// publishes what happened before; a fence takes in what the block's atomics may have seen.
+// publishes what happened before; a fence takes in what the block's atomics may have seen. An atomic
+// operation is ordered before what follows one that has seen it, so it is no race with that.
 void Block::fence() {
     me().fenced = true;
     for (const void* at : atomics) acquire(at);
 }
 
 int Block::atomic_add(int* at, int value) {
-    // The operation and its announcement are one, for the other OS threads.
-    static std::atomic_flag busy;
-    while (busy.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
-    const int before = __tsan_atomic32_fetch_add
-                           ? __tsan_atomic32_fetch_add(at, value, __ATOMIC_RELAXED)
-                           : __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
     if (me().fenced) release(at);
     if (std::find(atomics.begin(), atomics.end(), at) == atomics.end()) atomics.push_back(at);
-    busy.clear(std::memory_order_release);
-    return before;
+    return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
 
 void Block::expect_shared(const void* at, size_t bytes, const char* what, Where where) {

@@ -37,7 +37,7 @@ dfa_switch_stack:
 
 namespace dfa::emulator {
 
-constexpr size_t kStack = 256 << 10, kGuard = 4 << 10;
+constexpr size_t kStack = 512 << 10, kGuard = 4 << 10;
 
 void Fiber::adopt() {
     pthread_attr_t attributes;

@@ -17,7 +17,6 @@ DFA_WEAK void __tsan_acquire(void*);
 DFA_WEAK void __tsan_release(void*);
 DFA_WEAK void __tsan_read_range(void*, unsigned long);
 DFA_WEAK void __tsan_write_range(void*, unsigned long);
-DFA_WEAK int __tsan_atomic32_fetch_add(volatile int*, int, int order);
 #undef DFA_WEAK
 }
 
