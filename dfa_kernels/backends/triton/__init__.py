@@ -4,8 +4,8 @@
         kernels.py   dfa_kernels/backends/grouped (checks, layouts, which launches) with these:
         project.py   the kernel, its table, its launcher        update.py   likewise
         philox.py  activation.py  optimizer.py                  what they do in registers
-        rules.py     tiles, and whether δ is stored
-        table.py  launch.py                                     how a launch is put together
+        rules.py     tiles, and whether δ is stored     tuning.py  candidates.py  other tiles, tried
+        table.py  launch.py                             how a launch is put together
 
 Triton is imported at the first use, and compiles at the first step of each kind.
 """
@@ -40,9 +40,9 @@ class Triton:
 
     def describe(self) -> str:
         """One line for ``dfa-kernels info``."""
-        from dfa_kernels.backends.triton import rules
+        from dfa_kernels.backends.triton import rules, tuning
 
-        return f"B in registers, 0 bytes kept; {rules.describe()}"
+        return f"B in registers, 0 bytes kept; {rules.describe()}; {tuning.describe()}"
 
     def project(
         self, error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]

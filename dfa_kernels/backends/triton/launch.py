@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from dfa_kernels.backends.triton import tuning
 from dfa_kernels.backends.triton.table import Tables
 
 
@@ -23,7 +25,7 @@ class Split(NamedTuple):
 
 class Launch(NamedTuple):
     """A kernel, its programs, the entries of its table, and what it is compiled for; `update`'s
-    hyperparameters and scratch."""
+    hyperparameters and scratch; and the trial that finds its tiles, where they are to be found."""
 
     kernel: Any
     grid: int
@@ -32,6 +34,7 @@ class Launch(NamedTuple):
     options: dict[str, int]
     hyper: tuple[float, ...] | None = None
     split: Split | None = None
+    trial: tuning.Trial | None = None
 
 
 class Launcher:
@@ -57,7 +60,19 @@ class Launcher:
             for launch, arguments in ready:
                 self._compile(launch, arguments)
         for launch, arguments in ready:
-            launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
+            if launch.trial is None:
+                launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
+            else:
+                prepare = functools.partial(self._prepared, device)
+                prepare(tuning.fastest(launch, device, prepare))()
+
+    def _prepared(self, device: torch.device, launch: Launch) -> Callable[[], None]:
+        """Starts it, compiled."""
+        arguments = self._arguments(launch, device)
+        if device.type == "cuda":
+            self._compile(launch, arguments)
+        start = launch.kernel[(launch.grid,)]
+        return functools.partial(start, *arguments, launch.constants, **launch.options)
 
     def _arguments(self, launch: Launch, device: torch.device) -> tuple:
         table = self._tables.get(launch.table, device)

@@ -22,7 +22,7 @@ from dfa_kernels.activation import CODES
 from dfa_kernels.backends.contract import HEAD
 from dfa_kernels.backends.grouped.layout import VECTOR, aligned
 from dfa_kernels.backends.grouped.plan import Group, of_one_dtype
-from dfa_kernels.backends.triton import rules
+from dfa_kernels.backends.triton import candidates, rules, tuning
 from dfa_kernels.backends.triton.activation import derivative
 from dfa_kernels.backends.triton.constants import DTYPES, CompileTime
 from dfa_kernels.backends.triton.launch import Launch
@@ -205,14 +205,29 @@ def _launch(
     device: rules.Device,
     error_dtype: torch.dtype,
     out_dtype: torch.dtype,
+    tiles: rules.Tiles | None = None,
 ) -> Launch:
     compute = torch.promote_types(error_dtype, out_dtype)
     matrix = None if feedback.values is None else feedback.values.contiguous()
     widths = [max(t.out.shape[1] for t in g.targets) for g in groups]
     rows = max(g.error.shape[0] for g in groups)
-    tiles = rules.project_tiles(
-        device, compute.itemsize == 2, rows, sum(widths), max(g.error.shape[1] for g in groups)
-    )
+    half, error_width = compute.itemsize == 2, max(g.error.shape[1] for g in groups)
+    trial = None
+    if tiles is None:
+        tiles = rules.project_tiles(device, half, rows, sum(widths), error_width)
+        if tuning.ENABLED:
+            tiles, trial = tuning.settled(
+                "project",
+                groups[0].error.device,
+                (
+                    feedback.distribution, error_dtype, out_dtype, rules.precision(compute),
+                    aligned(*[g.error for g in groups]), sum(len(g.targets) for g in groups) > 1,
+                    tuning.rounded(rows, sum(widths), error_width, len(groups)),
+                ),
+                candidates.project(tiles, half, error_width),
+                functools.partial(_launch, groups, feedback, device, error_dtype, out_dtype),
+                [],  # what it writes it does not read
+            )  # fmt: skip
     table = [len(groups), feedback.seed]
     table += [0, 0] if matrix is None else [matrix.data_ptr(), matrix.shape[1]]
     targets: list[int] = []
@@ -259,4 +274,4 @@ def _launch(
         precision=rules.precision(compute),
     )
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
-    return Launch(project_kernel, grid, table + targets, constants, options)
+    return Launch(project_kernel, grid, table + targets, constants, options, trial=trial)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import or_
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from dfa_kernels.activation import CODES
 from dfa_kernels.backends.contract import HEAD
 from dfa_kernels.backends.grouped.layout import VECTOR, aligned
 from dfa_kernels.backends.grouped.plan import Applied, Grouped
-from dfa_kernels.backends.triton import rules
+from dfa_kernels.backends.triton import candidates, rules, tuning
 from dfa_kernels.backends.triton.constants import DTYPES
 from dfa_kernels.backends.triton.launch import Launch, Split
 from dfa_kernels.backends.triton.optimizer import COLUMNS, columns
@@ -95,13 +95,19 @@ def _launch(
     updates: list[Grouped],
     dtypes: Sequence[torch.dtype | None],
     device: rules.Device,
+    tiles: rules.Tiles | None = None,
 ) -> Launch:
     x, parameter, state, copy, error = dtypes
     assert x is not None and parameter is not None and state is not None
     half, fly = x.itemsize == 2, error is not None
     compute = torch.promote_types(error or x, x)
     sizes: list[tuple[int, int]] = [tuple(u.weight.parameter.shape) for u in updates]  # type: ignore[misc]
-    tiles = rules.update_tiles(device, half, rules.precision(x) == "tf32", fly, sizes)
+    trial = None
+    if tiles is None:
+        tiles = rules.update_tiles(device, half, rules.precision(x) == "tf32", fly, sizes)
+        if tuning.ENABLED:
+            again = functools.partial(_launch, rule, feedback, updates, dtypes, device)
+            tiles, trial = _settled(rule, feedback, updates, dtypes, tiles, again)
     narrowest = min(d.itemsize for d in (x, parameter, state, copy) if d is not None)
     rows: dict[tuple[float, ...], int] = {}
     table: list[int] = []
@@ -178,6 +184,40 @@ def _launch(
         {"num_warps": tiles.warps, "num_stages": tiles.stages},
         tuple(flat + [0.0] * (padding * COLUMNS)),
         Split(grid, parts, tiles.d, tiles.k),
+        trial,
+    )
+
+
+def _settled(
+    rule: str,
+    feedback: Feedback,
+    updates: list[Grouped],
+    dtypes: tuple[torch.dtype | None, ...],
+    default: rules.Tiles,
+    again: Callable[[rules.Tiles], Launch],
+) -> tuple[rules.Tiles, tuning.Trial | None]:
+    """The launch's tiles where they have been tried, or the trial."""
+    x, error = dtypes[0], dtypes[-1]
+    assert x is not None
+    weights = [u.weight.parameter for u in updates]
+    terms = [t for u in updates for t in u.terms]
+    widths = [t.error.shape[1] for t in terms if t.error is not None]
+    sizes = tuning.rounded(
+        sum(t.inputs.shape[0] for t in updates[0].terms),
+        len(updates),
+        sum(w.shape[0] for w in weights),
+        max(w.shape[1] for w in weights),
+        max(widths, default=0),
+    )
+    whole = all(w.shape[1] * x.itemsize % VECTOR == 0 for w in weights)
+    stepped = [a for u in updates for a in (u.weight, u.bias) if a and rule != "store"]
+    return tuning.settled(
+        "update",
+        weights[0].device,
+        (rule, *dtypes, feedback.distribution if error else "", rules.precision(x), whole, sizes),
+        candidates.update(default, x.itemsize == 2),
+        again,
+        [t for a in stepped for t in (a.parameter, *a.states, a.copy) if t is not None],
     )
 
 
