@@ -192,7 +192,7 @@ def _settled(
     rule: str,
     feedback: Feedback,
     updates: list[Grouped],
-    dtypes: tuple[torch.dtype | None, ...],
+    dtypes: Sequence[torch.dtype | None],
     default: rules.Tiles,
     again: Callable[[rules.Tiles], Launch],
 ) -> tuple[rules.Tiles, tuning.Trial | None]:
