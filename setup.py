@@ -80,15 +80,15 @@ class Toolkit(NamedTuple):
 
 
 def find_toolkit() -> Toolkit:
-    """The first nvcc that is new enough: on PATH, in CUDA_HOME or CUDA_PATH, in /usr/local/cuda, or
-    of the wheels from PyPI.
+    """The first nvcc that is new enough: on PATH, in CUDA_HOME or CUDA_PATH (or /usr/local/cuda,
+    where neither is set), or of the wheels from PyPI.
 
     Raises:
         CannotCompileError: there is none.
     """
-    tops = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    tops += [str(Path(folder, "nvidia", "cu13")) for folder in sys.path]
-    found = [shutil.which("nvcc"), *(shutil.which("nvcc", path=f"{t}/bin") for t in tops if t)]
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    tops = [named or "/usr/local/cuda", *(f"{folder}/nvidia/cu13" for folder in sys.path)]
+    found = [shutil.which("nvcc"), *(shutil.which("nvcc", path=f"{t}/bin") for t in tops)]
     refused: dict[str, None] = {}
     for nvcc in filter(None, found):
         toolkit, why = _ask(nvcc)

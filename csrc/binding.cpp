@@ -1,7 +1,7 @@
 // The Python module `_core`: flat lists of numbers in, launches of `project` and `update` out.
 //
-// Python has checked what a user gave; here nothing that would make a kernel read or write elsewhere
-// passes: null and misaligned pointers, sizes beyond 32 bits, tables with too many rows.
+// Python has checked what a user gave; still nothing passes here that would make a kernel read or
+// write elsewhere: null and misaligned pointers, sizes beyond 32 bits, tables with too many rows.
 
 #include <pybind11/pybind11.h>
 
@@ -12,94 +12,12 @@
 #include <string>
 
 #include "launch.h"
-
-namespace py = pybind11;
+#include "lists.h"
+#include "plain.h"
+#include "tensors.h"
 
 namespace dfa {
 namespace {
-
-constexpr int64_t kVector = 16;  // bytes of a vector
-
-[[noreturn]] void refuse(const std::string& what) { throw py::value_error(what); }
-
-int64_t bytes(DType type) { return type == DType::f32 ? 4 : 2; }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Takes the numbers of a list one after the other.
-class Reader {
-   public:
-    explicit Reader(const py::list& list) : list_(list.ptr()), count_(PyList_GET_SIZE(list_)) {}
-
-    int64_t integer() {
-        const int64_t value = PyLong_AsLongLong(next());
-        if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-        return value;
-    }
-
-    float real() {
-        const double value = PyFloat_AsDouble(next());
-        if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-        return static_cast<float>(value);
-    }
-
-    int32_t between(const char* name, int64_t low, int64_t high) {
-        const int64_t value = integer();
-        if (value < low || value > high)
-            refuse(std::string(name) + " must be in [" + std::to_string(low) + ", " +
-                   std::to_string(high) + "], got " + std::to_string(value));
-        return static_cast<int32_t>(value);
-    }
-
-    int32_t size(const char* name) { return between(name, 0, kLargest); }
-
-    template <class T>
-    T one_of(const char* name, T last) {
-        return static_cast<T>(between(name, 0, static_cast<int64_t>(last)));
-    }
-
-    // Of elements of `type`; null only where `optional`.
-    template <class T = void>
-    T* pointer(const char* name, DType type, bool optional = false) {
-        const int64_t address = integer();
-        if (address == 0 && !optional) refuse(std::string(name) + " is a null pointer");
-        if (address % bytes(type) != 0)
-            refuse(std::string(name) + " lies at an address that is no multiple of its elements' " +
-                   std::to_string(bytes(type)) + " bytes");
-        return reinterpret_cast<T*>(address);
-    }
-
-    void end() const {
-        if (at_ != count_)
-            refuse("the list has " + std::to_string(count_) + " numbers, and " +
-                   std::to_string(at_) + " were expected");
-    }
-
-   private:
-    static constexpr int64_t kLargest = std::numeric_limits<int32_t>::max() - 127;
-
-    PyObject* next() {
-        if (at_ == count_) refuse("the list ends after " + std::to_string(count_) + " numbers");
-        return PyList_GET_ITEM(list_, at_++);
-    }
-
-    PyObject* list_;
-    Py_ssize_t count_, at_ = 0;
-};
-
-bool whole(const void* pointer, int64_t stride, int64_t width, DType type) {
-    return (reinterpret_cast<int64_t>(pointer) | stride * bytes(type) | width * bytes(type)) %
-               kVector == 0;
-}
-
-// A row of `width` elements must not reach into the next one.
-int64_t row_stride(Reader& from, const char* name, int64_t rows, int64_t width) {
-    const int64_t stride = from.integer();
-    if (rows > 1 && stride < width)
-        refuse(std::string(name) + " has rows of " + std::to_string(width) + " elements, " +
-               std::to_string(stride) + " apart");
-    return stride;
-}
 
 void succeed(Error error) {
     if (error != kSuccess)
@@ -277,13 +195,6 @@ Segment read_segment(Reader& from, const UpdateTable& table, const UpdateLayer& 
     return s;
 }
 
-bool whole_rows(const Applied& a, const UpdateLayer& layer, const UpdateTable& table) {
-    const auto fits = [&](const void* at, DType type) {
-        return at == nullptr || whole(at, layer.stride, layer.k, type);
-    };
-    return fits(a.parameter, table.parameter) && fits(a.state[0], table.state) &&
-           fits(a.state[1], table.state) && fits(a.copy, table.copy);
-}
 
 UpdateLayer read_layer(Reader& from, UpdateTable& table, int rows, bool fly, int& segments) {
     UpdateLayer layer{};
@@ -336,6 +247,20 @@ void take_scratch(UpdateTable& table, const Tile& tile, const py::function& scra
     table.arrived = reinterpret_cast<int32_t*>(given.second);
 }
 
+void start_update(UpdateTable& table, const Where& where, Compute compute, bool fly,
+                  const py::function& scratch) {
+    Tile tile = update_tile(compute, true, fly);
+    const bool large = count_tiles(table, tile) >= where.multiprocessors;
+    if (!large) count_tiles(table, tile = update_tile(compute, false, fly));
+    if (table.tiles == 0) return;
+    table.splits = count_splits(table, where.multiprocessors);
+    as_tiles(int64_t{table.tiles} * table.splits);
+    table.partial = table.partial_bias = nullptr;
+    table.arrived = nullptr;
+    if (table.splits > 1) take_scratch(table, tile, scratch);
+    launch_on(where, [&] { return update(table, compute, large, fly, where.stream); });
+}
+
 void run_update(const py::list& numbers, const py::function& scratch) {
     Reader from(numbers);
     const Where where(from);
@@ -360,16 +285,37 @@ void run_update(const py::list& numbers, const py::function& scratch) {
         if (layer.d > 0 && layer.k > 0) table.layer[table.layers++] = layer;
     }
     from.end();
-    Tile tile = update_tile(compute, true, fly);
-    const bool large = count_tiles(table, tile) >= where.multiprocessors;
-    if (!large) count_tiles(table, tile = update_tile(compute, false, fly));
-    if (table.tiles == 0) return;
-    table.splits = count_splits(table, where.multiprocessors);
-    as_tiles(int64_t{table.tiles} * table.splits);
-    table.partial = table.partial_bias = nullptr;
-    table.arrived = nullptr;
-    if (table.splits > 1) take_scratch(table, tile, scratch);
-    launch_on(where, [&] { return update(table, compute, large, fly, where.stream); });
+    start_update(table, where, compute, fly, scratch);
+}
+
+
+Compute compute_of(DType x, bool tf32) {
+    if (x == DType::f32) return tf32 ? Compute::tf32 : Compute::f32;
+    return x == DType::bf16 ? Compute::bf16 : Compute::f16;
+}
+
+// Whether the step is started; if not, nothing is changed, and Python plans it.
+bool run_plain_step(const py::list& numbers, const py::capsule& exchange,
+                    const py::sequence& updates, const py::dict& codes,
+                    const py::function& columns, const py::function& scratch) {
+    Reader from(numbers);
+    const Where where(from);
+    const bool cpu = from.between("whether tensors are the CPU's", 0, 1) != 0;
+    UpdateTable table;
+    table.distribution = from.one_of("the distribution", Distribution::normal);
+    table.seed = static_cast<uint64_t>(from.integer());
+    table.rule = from.one_of("the rule", Rule::adamw);
+    const bool tf32 = from.between("whether tf32 is allowed", 0, 1) != 0;
+    const int widest_input = from.size("the widest input");
+    from.end();
+    table.layers = 0;
+    const Tensors tensors(exchange.get_pointer(), cpu ? -1 : where.device);
+    PlainStep step(table, tensors, codes, columns, widest_input);
+    if (!step.take(updates)) return false;
+    table.error = table.x;
+    table.copy = table.parameter;
+    start_update(table, where, compute_of(table.x, tf32), true, scratch);
+    return true;
 }
 
 py::tuple as_tuple(const Tile& tile) {
@@ -395,6 +341,8 @@ PYBIND11_MODULE(_core, module) {
     module.def("update", run_update,
                "Start `update` of what the list says; scratch(floats, counters) gives the addresses "
                "of that many floats, and of counters that are 0, for a sum that is split.");
+    module.def("plain_step", run_plain_step,
+               "Start a step of plain tensors as contract.LayerUpdate has them; False: it is none.");
     module.def("project_tile", [](int compute, bool large) {
         return as_tuple(project_tile(static_cast<Compute>(compute), large));
     });

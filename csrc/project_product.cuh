@@ -32,7 +32,7 @@ struct ProjectShape {
     static constexpr DType kDType = ProjectOperand<compute>::kDType;
     static constexpr int kTiles = large ? 4 : 1, kRows = 16 * kTiles;  // of a warp
     static constexpr int kN = 2 * kRows, kD = 128, kK = 32, kThreads = 128;
-    static constexpr int kBlocks = large ? 2 : 4;  // of a multiprocessor, by their registers
+    static constexpr int kBlocks = large ? 2 : 3;  // a multiprocessor, by their registers
     static constexpr int kStages = ProjectOperand<compute>::kStages;
     // Rows of e a vector longer than they need: eight of them, 16 bytes each, lie in all banks.
     static constexpr int kVector = 16 / sizeof(Element), kPitch = kK + kVector;

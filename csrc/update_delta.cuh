@@ -60,7 +60,7 @@ struct Delta {
             fetched[i] = 0;
             if (n < segment.rows && k < segment.error_width) {
                 const int row = segment.repeat == 1 ? n : n / segment.repeat;
-                fetched[i] = bits_at(segment.error, table.error, row * segment.error_stride + k);
+                fetched[i] = bits_at(table.error, segment.error, row * segment.error_stride + k);
             }
         }
     }
@@ -69,7 +69,7 @@ struct Delta {
 #pragma unroll
         for (int i = 0; i < kErrors; ++i) {
             const int index = threadIdx.x + i * kThreads;
-            e[index / kFlyError * kStrideE + index % kFlyError] = as_float(fetched[i], table.error);
+            e[index / kFlyError * kStrideE + index % kFlyError] = as_float(table.error, fetched[i]);
         }
     }
 

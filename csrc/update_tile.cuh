@@ -54,7 +54,7 @@ struct SharedTile {
     }
 
     // Starts copying rows n0… and columns c0… of a matrix (rows, width), zeros outside. `aligned`:
-    // the matrix and its stride are whole vectors; what is not, is copied at once.
+    // its rows are whole vectors, if need be beyond its width. Others are copied at once.
     static __device__ __forceinline__ void copy(Element* tile, const void* matrix, int64_t stride,
                                                 int n0, int rows, int c0, int width,
                                                 bool aligned) {
@@ -62,23 +62,28 @@ struct SharedTile {
         constexpr int kStep = Shape::kThreads / kVectors;
         static_assert(Shape::kThreads % kVectors == 0 && Shape::kN % kStep == 0);
         const int column = threadIdx.x % kVectors * kVector, first = threadIdx.x / kVectors;
-        const int fits = min(width - (c0 + column), kVector);
+        const int fits = width - (c0 + column);
+        rows -= n0 + first;
         const Element* from = static_cast<const Element*>(matrix);
         from += (n0 + first) * stride + c0 + column;
+        if (aligned) {
 #pragma unroll
-        for (int n = 0; n < Shape::kN; n += kStep, from += kStep * stride) {
-            Element* to = tile + place(first + n, column);
-            const int there = n0 + first + n < rows ? fits : 0;
-            if (aligned && (there <= 0 || there == kVector)) {
-                cp_async_16(to, there > 0 ? from : matrix, there > 0 ? 16 : 0);
-            } else {
-                alignas(16) Element vector[kVector];
-#pragma unroll
-                for (int j = 0; j < kVector; ++j) {
-                    vector[j] = j < there ? from[j] : Element(0.0f);
-                }
-                *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(vector);
+            for (int n = 0; n < Shape::kN; n += kStep, from += kStep * stride) {
+                const bool inside = n < rows && fits > 0;
+                cp_async_16(tile + place(first + n, column), inside ? from : matrix,
+                            inside ? 16 : 0);
             }
+            return;
+        }
+#pragma unroll 1
+        for (int n = 0; n < Shape::kN; n += kStep, from += kStep * stride) {
+            alignas(16) Element vector[kVector];
+#pragma unroll
+            for (int j = 0; j < kVector; ++j) {
+                vector[j] = n < rows && j < fits ? from[j] : Element(0.0f);
+            }
+            *reinterpret_cast<uint4*>(tile + place(first + n, column)) =
+                *reinterpret_cast<const uint4*>(vector);
         }
     }
 };

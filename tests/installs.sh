@@ -24,7 +24,7 @@ check() {
 sdist=$(echo "$work"/dist/*.tar.gz)
 
 echo "nvcc hidden"
-PATH=/usr/bin:/bin CUDA_HOME= DFA_KERNELS_CUDA=auto \
+PATH=/usr/bin:/bin CUDA_HOME=/nowhere DFA_KERNELS_CUDA=auto \
     "$work/env/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/plain" "$sdist"
 check "without nvcc" "$work"/plain/*-none-any.whl 'its extension is not built: there is no nvcc'
 
@@ -37,7 +37,7 @@ echo "the toolkit from PyPI"
 "$work/env/bin/pip" install --quiet setuptools pybind11 \
     nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
     nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
-PATH=/usr/bin:/bin CUDA_HOME= DFA_KERNELS_CUDA=require \
+PATH=/usr/bin:/bin CUDA_HOME=/nowhere DFA_KERNELS_CUDA=require \
     "$work/env/bin/pip" wheel --quiet --no-deps --no-build-isolation \
     --wheel-dir "$work/pypi" "$sdist"
 check "with the toolkit from PyPI" "$work"/pypi/*-linux_*.whl 'it runs on CUDA devices, not on cpu'

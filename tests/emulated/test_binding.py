@@ -170,6 +170,7 @@ class Counted:
 
     def __init__(self, core):
         self.core, self.seen = core, []
+        self.plain_step = lambda *_: False  # each must be planned in Python
 
     def project(self, numbers):
         self.seen.append("project")

@@ -27,9 +27,10 @@ def core(sources=KERNELS):
         f"-I{sysconfig.get_path('include')}",
         f'-DDFA_VERSION="{__version__}"',
     )
-    library = str(build([CSRC / "binding.cpp", *sources], flags))
-    loader = importlib.machinery.ExtensionFileLoader("_core", library)
-    spec = importlib.util.spec_from_file_location("_core", library, loader=loader)
+    library = build([CSRC / "binding.cpp", *sources], flags)
+    name = f"{library.stem}._core"  # of its own: pybind11 makes one module of a name
+    loader = importlib.machinery.ExtensionFileLoader(name, str(library))
+    spec = importlib.util.spec_from_file_location(name, library, loader=loader)
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module

@@ -1,12 +1,32 @@
-"""The grouped backend with the kernels of csrc/."""
+"""The grouped backend with the kernels of csrc/.
+
+What is made of plain tensors and has its δ made on the fly, as a small network's step, is planned
+by csrc/plain.h in microseconds; whatever else there is, and all that must be refused, by
+dfa_kernels/backends/grouped.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from dfa_kernels.activation import CODES
+from dfa_kernels.backends.contract import Layer, LayerUpdate, Segment, Update
 from dfa_kernels.backends.cuda import project, rules, update
-from dfa_kernels.backends.cuda.launch import Launcher
+from dfa_kernels.backends.cuda.launch import Launcher, stream_of
 from dfa_kernels.backends.grouped import backend
+from dfa_kernels.backends.grouped.hyper import COLUMNS
+from dfa_kernels.feedback import Feedback
+
+_COLUMNS = {
+    "store": lambda _: (0.0,) * COLUMNS,
+    **{rule: functools.partial(update.columns_of, rule) for rule in ("sgd", "adamw")},
+}
+_NONE: tuple[()] = ()
 
 
 class Kernels(backend.Kernels):
@@ -14,3 +34,47 @@ class Kernels(backend.Kernels):
 
     def __init__(self, core: Any) -> None:
         super().__init__(project, update, rules, Launcher(core))
+        self._plain = core.plain_step
+        self._exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)  # torch 2.10
+
+    def gradients(
+        self,
+        error: Tensor,
+        feedback: Feedback,
+        scale: float,
+        layers: Sequence[Layer],
+        dtype: torch.dtype,
+    ) -> list[tuple[Tensor, Tensor]]:
+        if error.shape[1] > rules.FLY_ERROR:
+            return super().gradients(error, feedback, scale, layers, dtype)
+        made = []
+        updates = []
+        for layer in layers:
+            height, width = layer.saved.shape[1], layer.inputs.shape[1]
+            weight = error.new_empty((height, width), dtype=dtype)
+            bias = error.new_empty(height, dtype=dtype)
+            made.append((weight, bias))
+            segment = Segment(error, scale, layer)
+            stored = Update(weight, (), _NONE), Update(bias, (), _NONE)
+            updates.append(LayerUpdate(*stored, [segment]))
+        if self._run_plainly(feedback, "store", updates):
+            return made
+        return super().gradients(error, feedback, scale, layers, dtype)
+
+    def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
+        if not self._run_plainly(feedback, rule, updates):
+            super().step_(feedback, rule, updates)
+
+    def _run_plainly(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> bool:
+        if not updates or self._exchange is None or feedback.values is not None:
+            return False
+        device = updates[0].weight.parameter.device
+        ordinal, multiprocessors = rules.device_of(device)
+        stream = stream_of(device, ordinal)
+        numbers = [
+            ordinal, stream, multiprocessors, device.type == "cpu",
+            rules.DISTRIBUTIONS[feedback.distribution], feedback.seed, rules.RULES[rule],
+            torch.backends.cuda.matmul.allow_tf32, rules.widest_input(),
+        ]  # fmt: skip
+        scratch = self._launcher.scratch(device, stream)
+        return self._plain(numbers, self._exchange, updates, CODES, _COLUMNS[rule], scratch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,20 +36,25 @@ class Launcher:
             RuntimeError: what CUDA says, by its name.
         """
         for kernel, index, multiprocessors, table, _ in launches:
-            stream = _stream(index) if device.type == "cuda" else 0
+            stream = stream_of(device, index)
             numbers = [index, stream, multiprocessors, *table]
             if kernel == "project":
                 self._project(numbers)
-                continue
-            held: list[Tensor] = []  # until the launch is in the stream, which orders what follows
+            else:
+                self._update(numbers, self.scratch(device, stream))
 
-            def scratch(floats: int, tiles: int) -> tuple[int, int]:
-                partial = torch.empty(floats, device=device)
-                arrived = self._counters(tiles, device, stream)  # noqa: B023 (called at once)
-                held.extend((partial, arrived))  # noqa: B023
-                return partial.data_ptr(), arrived.data_ptr()
+    def scratch(self, device: torch.device, stream: int) -> Callable[[int, int], tuple[int, int]]:
+        """What gives a launch of `update` its scratch, and holds it until that is in the stream,
+        which orders whatever uses the memory next."""
+        held: list[Tensor] = []
 
-            self._update(numbers, scratch)
+        def give(floats: int, tiles: int) -> tuple[int, int]:
+            partial = torch.empty(floats, device=device)
+            arrived = self._counters(tiles, device, stream)
+            held.extend((partial, arrived))
+            return partial.data_ptr(), arrived.data_ptr()
+
+        return give
 
     def _counters(self, tiles: int, device: torch.device, stream: int) -> Tensor:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -61,5 +66,6 @@ class Launcher:
         return kept
 
 
-def _stream(index: int) -> int:
-    return torch._C._cuda_getCurrentRawStream(index)
+def stream_of(device: torch.device, index: int) -> int:
+    """The current stream's handle."""
+    return torch._C._cuda_getCurrentRawStream(index) if device.type == "cuda" else 0

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from dfa_kernels.backends.grouped.layout import LIMIT
+
 # The codes of csrc/tables.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _COMPUTE = {torch.bfloat16: 0, torch.float16: 1}
@@ -50,19 +52,29 @@ STORED, ON_THE_FLY = "stored", "on-the-fly"
 FLY_ERROR, FLY_INPUT = 32, 512
 
 
-def on_the_fly(error_width: int, widest_input: int) -> bool:
+def on_the_fly(error_width: int, widest: int) -> bool:
     """Whether δ is made on the fly: it saves a launch and the write of δ, and costs a product and
     an f′ for every tile along K.
 
     Raises:
         ValueError: DFA_KERNELS_CUDA_DELTA is neither "stored" nor "on-the-fly".
     """
+    limit = widest_input()
+    return error_width <= FLY_ERROR and widest <= limit
+
+
+def widest_input() -> int:
+    """The widest input of a layer whose δ is made on the fly.
+
+    Raises:
+        ValueError: as `on_the_fly`.
+    """
     asked = os.environ.get(VARIABLE)
-    if asked not in (None, "", STORED, ON_THE_FLY):
+    if not asked:
+        return FLY_INPUT
+    if asked not in (STORED, ON_THE_FLY):
         raise ValueError(f"{VARIABLE} must be {STORED!r} or {ON_THE_FLY!r}, got {asked!r}")
-    if error_width > FLY_ERROR or asked == STORED:
-        return False
-    return asked == ON_THE_FLY or widest_input <= FLY_INPUT
+    return 0 if asked == STORED else LIMIT - 1
 
 
 def flies(error: torch.dtype, saved: torch.dtype) -> bool:

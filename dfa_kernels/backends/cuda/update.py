@@ -30,7 +30,7 @@ LAYERS, SEGMENTS, ROWS = 64, 128, 32
 _Rows = dict[tuple[float, ...], int]
 
 #: Most parameters of a step have the same hyperparameters.
-_columns = functools.lru_cache(maxsize=ROWS)(columns)
+columns_of = functools.lru_cache(maxsize=ROWS)(columns)
 
 
 def launches(
@@ -147,7 +147,7 @@ def _launch(
 
 
 def _row(rule: str, applied: Applied) -> tuple[float, ...]:
-    return (0.0,) * COLUMNS if rule == "store" else _columns(rule, tuple(applied.hyper))
+    return (0.0,) * COLUMNS if rule == "store" else columns_of(rule, tuple(applied.hyper))
 
 
 def _entries(rule: str, applied: Applied, rows: _Rows) -> list[int]:
