@@ -16,6 +16,8 @@ OLDEST := $(VENV)/triton-3.6
 
 # Where there is an nvcc, csrc/ is compiled for one architecture: the PTX of it runs on later GPUs.
 export DFA_KERNELS_CUDA_ARCHS ?= 80
+# A kernel that spills registers is an error here, and a warning to whoever has another nvcc.
+export NVCC_APPEND_FLAGS ?= -Xptxas -Werror
 
 INTERPRETED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interpreted -n 2
 

@@ -146,7 +146,7 @@ def compile_module(toolkit: Toolkit, wanted: tuple[int, ...], target: Path, scra
         "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{pybind11.get_include()}",
         f"-I{sysconfig.get_path('include')}",
     ]  # fmt: skip
-    kernels = [*gencode(wanted), f"--threads={threads}", "-Xptxas=-warn-spills,-Werror"]
+    kernels = [*gencode(wanted), f"--threads={threads}", "-Xptxas=-warn-spills"]
 
     def compiled(name: str) -> Path:
         made = scratch / f"{name}.o"

@@ -30,8 +30,10 @@ enum Bug {
     kBarriersOfTwoLines,
     kMisaligned,
     kLaneMissing,
+    kWarpOnTwoLines,
     kReturnsBeforeLanding,
     kUnwrittenShared,
+    kStoreOutsideShared,
 };
 
 constexpr int kRows = 16, kD = 32, kK = 16, kStages = 3, kThreads = 64;
@@ -114,6 +116,11 @@ __global__ void __launch_bounds__(kThreads) product(DFA_TABLE(Table) t) {
         dfa::mma_m16n8k16_bf16(sum[1], a, {b[2], b[3]});
     }
     if (t.bug == kLaneMissing && lane != 5) sum[0][0] = __shfl_sync(~0u, sum[0][0], lane);
+    if (t.bug == kWarpOnTwoLines) {
+        if (lane < 16) __syncwarp();
+        else
+            __syncwarp();
+    }
     if (t.bug == kReturnsBeforeLanding) load_stage(t, stages, 0, d0, k0);
     if (t.bug == kReturnsBeforeLanding) return;
     dfa::cp_async_wait<0>();
@@ -126,6 +133,7 @@ __global__ void __launch_bounds__(kThreads) product(DFA_TABLE(Table) t) {
 
     // The last block of a tile adds the parts.
     int* is_last = reinterpret_cast<int*>(raw + kStages * kStage * 2);
+    if (t.bug == kStoreOutsideShared) is_last[4] = 0;
     if (t.bug != kNoFence) __threadfence();
     if (t.bug != kNoBarrierBeforeArrival) __syncthreads();
     if (threadIdx.x == 0) *is_last = atomicAdd(&t.arrived[tile], 1) == splits - 1;

@@ -166,6 +166,7 @@ CAUGHT = {
     "WaitLeavesOneMore": [(None, (0, 0, 1), NUMBERS)],
     "LoadBeforeBarrier": [(None, (2, 0, 1), NUMBERS), ("thread", (0, 0, 1), RACE)],
     "SharedRowOutside": [(None, (0, 0, 1), "cp.async: the destination is outside shared memory")],
+    "StoreOutsideShared": [("address", (0, 0, 1), ADDRESS)],
     "GlobalRowOutside": [("address", (0, 0, 1), ADDRESS)],
     "NoBarrierBeforeArrival": [("thread", (0, 0, 3), RACE)],
     "NoBarrierAfterArrival": [("thread", (0, 0, 1), RACE)],
@@ -174,6 +175,7 @@ CAUGHT = {
     "BarriersOfTwoLines": [(None, (0, 0, 1), "__syncthreads, while others are at that of")],
     "Misaligned": [(None, (0, 0, 1), "cp.async: the source is not aligned")],
     "LaneMissing": [(None, (0, 0, 1), "deadlock: 62 threads wait at tests/emulated/planted.cu")],
+    "WarpOnTwoLines": [(None, (0, 0, 1), "the warp diverges: other lanes are at tests")],
     "ReturnsBeforeLanding": [(None, (0, 0, 1), "returned before this cp.async landed")],
     "UnwrittenShared": [(None, (0, 0, 1), NUMBERS)],
 }

@@ -28,9 +28,28 @@ struct Strand : Thread {  // a CUDA thread
     int group = 0;  // of the copies that come
 };
 
+class Queue {  // of threads that can run: each at most once
+  public:
+    Strand*& operator[](size_t i) { return ring[(first + i) % kThreads]; }
+    size_t size() const { return count; }
+    void clear() { count = 0; }
+    void push(Strand* strand) { (*this)[count++] = strand; }
+    Strand* take(size_t i) {
+        Strand* taken = (*this)[i];
+        if (i == 0) ++first;
+        else (*this)[i] = (*this)[count - 1];
+        --count;
+        return taken;
+    }
+
+  private:
+    static constexpr size_t kThreads = 1024;
+    Strand* ring[kThreads];
+    size_t first = 0, count = 0;
+};
+
 struct Meeting {  // of lanes of a warp
     uint32_t mask = 0, arrived = 0;
-    ForAll all = nullptr;
     Where where;
     void* brought[32];
     Strand* lanes[32];
@@ -53,6 +72,7 @@ class Block {
 
   private:
     static void entry();
+    void begin(Strand& strand, int number, dim3 grid, dim3 threads, uint64_t index);
     void wait(Where where);
     void leave(bool forever = false);
     Strand* next();
@@ -62,9 +82,9 @@ class Block {
 
     Fiber home;
     std::deque<Strand> strands;
-    std::vector<Strand*> queue;  // ready; taken from `taken` on
-    size_t taken = 0;
-    int count = 0, alive = 0, arrived = 0;
+    Queue queue;
+    int count = 0, alive = 0;
+    int arrived = 0;  // at the barrier
     bool any = false;
     Where barrier_where;
     std::vector<std::vector<Meeting>> warps;
