@@ -1,5 +1,7 @@
 # make train: a virtual environment and the main job.  make test: the same, and the tests.
 # make interpreted: the Triton kernels in Triton's interpreter, where there is no GPU; part of `test`.
+# make machine-code: their machine code for sm_90 and sm_80, by the gate; part of `test`. The whole
+# gate: python -m bench.machine_code.
 # make asan: the same under AddressSanitizer, which sees what a missing mask reads or writes.
 
 PYTHON ?= python3
@@ -12,12 +14,12 @@ OLDEST := $(VENV)/triton-3.6
 
 INTERPRETED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interpreted -n 2
 
-.PHONY: train test suite interpreted asan lint types bench clean
+.PHONY: train test suite interpreted machine-code asan lint types bench clean
 
 train: $(READY)
 	$(BIN)/dfa-kernels train --overwrite $(ARGS)
 
-test: suite interpreted
+test: suite interpreted machine-code
 
 suite: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -27,8 +29,11 @@ ifeq ($(shell uname -s),Linux)
 interpreted: $(OLDEST)
 	$(INTERPRETED)
 	PYTHONPATH=$(OLDEST) $(INTERPRETED) --deselect tests/interpreted/test_conformance.py
+
+machine-code: $(READY)
+	$(BIN)/python -m bench.machine_code --usual --arch 90 80
 else
-interpreted:
+interpreted machine-code:
 	@echo "no Triton for this system: its kernels are not tested"
 endif
 

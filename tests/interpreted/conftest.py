@@ -17,6 +17,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import bfloat16
 import torch
 import triton.language as tl
+from hypothesis import HealthCheck, Phase, settings
 from triton.runtime import interpreter
 
 from dfa_kernels import backends
@@ -24,6 +25,16 @@ from dfa_kernels.backends.triton import rules
 from dfa_kernels.backends.triton.launch import Launcher
 
 BROKEN = bfloat16.repair()
+
+# An example takes a tenth of a second or more: few of them, and no search for a smaller one.
+settings.register_profile(
+    "interpreted",
+    max_examples=8,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("interpreted")
 
 
 def _patch_the_language_once() -> None:

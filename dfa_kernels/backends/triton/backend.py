@@ -114,6 +114,10 @@ class _Deltas:
         self._fly = feedback.values is None and rules.on_the_fly(
             max((s.error.shape[1] for s in segments), default=1),
             max((w.weight.parameter.shape[1] for w in wanted), default=1),
+            all(
+                rules.tensor_cores(torch.promote_types(s.error.dtype, s.layer.saved.dtype))
+                for s in segments
+            ),
         )
         self._errors: dict[int, Tensor] = {}
         self._targets: dict[tuple[int, float, int], list[project.Target]] = {}

@@ -76,6 +76,9 @@ def launches(
 
 _constants = functools.cache(UpdateConstants)
 
+#: Bytes of a row of the weight that are stepped together.
+_AT_ONCE = 32
+
 #: The most rows of hyperparameters in one launch: they are kernel parameters.
 _ROWS = 32
 
@@ -110,20 +113,20 @@ def _launch(
     half, fly = x.itemsize == 2, error is not None
     compute = torch.promote_types(error or x, x)
     sizes = [(u.weight.parameter.shape[0], u.weight.parameter.shape[1]) for u in updates]
-    tiles = rules.update_tiles(device, half, rules.precision(x) == "tf32", fly, sizes)
+    whole = [_whole(u) for u in updates]
+    tf32 = rules.precision(x) == "tf32"
+    tiles = rules.update_tiles(device, half, tf32, fly, all(whole), sizes)
     rows: dict[tuple[float, ...], int] = {}
     table: list[int] = []
     segments: list[int] = []
     grid = number = most = codes = widest = 0
-    whole: set[bool] = set()
-    for (weight, bias, terms), (height, width) in zip(updates, sizes, strict=True):
+    for (weight, bias, terms), (height, width), rows_whole in zip(
+        updates, sizes, whole, strict=True
+    ):
         blocks = sum(-(-t.inputs.shape[0] // tiles.n) for t in terms)
-        rows_whole = aligned(*_matrices(weight), *[t.inputs for t in terms])
         for t in terms:
             code = CODES[t.activation] if t.error is not None else 0
             codes |= 1 << code
-            if code:
-                rows_whole = rows_whole and aligned(t.delta)
             segments += [
                 t.inputs.data_ptr(), t.inputs.stride(0), t.inputs.shape[0],
                 t.delta.data_ptr(), t.delta.stride(0),
@@ -145,7 +148,6 @@ def _launch(
         grid += along_d * -(-width // tiles.k)
         number += len(terms)
         most = max(most, blocks)
-        whole.add(rows_whole)
     parts = rules.splits(device, grid, most)
     flat = [value for row in rows for value in row]
     padding = triton.next_power_of_2(len(rows)) - len(rows)
@@ -165,11 +167,12 @@ def _launch(
         copied=copy is not None,
         split=parts > 1,
         bulk=device.bulk_copies,
-        aligned="some" if len(whole) == 2 else "all" if True in whole else "none",
+        aligned="all" if all(whole) else "some" if any(whole) else "none",
         n=tiles.n,
         d=tiles.d,
         k=tiles.k,
         e=max(16, triton.next_power_of_2(widest)) if fly else 16,
+        at_once=_AT_ONCE // parameter.itemsize,
         unit=VECTOR // x.itemsize,
         precision=rules.precision(x),
     )
@@ -178,10 +181,16 @@ def _launch(
         grid * parts,
         [len(updates), parts, feedback.seed, 0, *table, *segments],
         constants,
-        {"num_warps": tiles.warps, "num_stages": tiles.stages},
+        tiles.options(device),
         tuple(flat + [0.0] * (padding * COLUMNS)),
         Split(grid, parts, tiles.d, tiles.k),
     )
+
+
+def _whole(update: Grouped) -> bool:
+    """Whether all rows that the kernel reads of it are whole vectors."""
+    read = [t.delta for t in update.terms if t.error is not None and CODES[t.activation]]
+    return aligned(*_matrices(update.weight), *[t.inputs for t in update.terms], *read)
 
 
 def _matrices(applied: Applied) -> list[Tensor]:
