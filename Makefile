@@ -1,5 +1,7 @@
 # make train: a virtual environment and the main job.  make test: the same, and the tests.
 # make interpreted: the Triton kernels in Triton's interpreter, where there is no GPU; part of `test`.
+# make machine-code: their machine code for sm_90 and sm_80, by the gate; part of `test`. The whole
+# gate: python -m bench.machine_code.
 # make emulated: the CUDA kernels on the CPU, by g++; part of `test`.
 # make asan: Triton's again under AddressSanitizer, which sees what a missing mask reads or writes.
 # make installs: wheels and what they say: from an sdist, without nvcc, with the toolkit from PyPI.
@@ -21,12 +23,13 @@ export NVCC_APPEND_FLAGS ?= -Xptxas -Werror
 
 INTERPRETED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interpreted -n 2
 
-.PHONY: train test suite interpreted emulated asan installs gpu gpu-rehearsal lint types bench clean
+.PHONY: train test suite interpreted emulated machine-code asan installs gpu gpu-rehearsal lint
+.PHONY: types bench clean
 
 train: $(READY)
 	$(BIN)/dfa-kernels train --overwrite $(ARGS)
 
-test: suite interpreted emulated gpu-rehearsal
+test: suite interpreted emulated machine-code gpu-rehearsal
 
 suite: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -39,8 +42,11 @@ interpreted: $(OLDEST)
 
 gpu-rehearsal: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.gpu --dry-run
+
+machine-code: $(READY)
+	$(BIN)/python -m bench.machine_code --usual --arch 90 80
 else
-interpreted gpu-rehearsal:
+interpreted machine-code gpu-rehearsal:
 	@echo "no Triton for this system: its kernels are not tested"
 endif
 

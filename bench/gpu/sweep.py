@@ -28,7 +28,7 @@ def sweep(context: Context) -> None:
     sizes = [(d, d)] * layers
     half = context.seconds / 2
     work = counting.update(n, sizes, 2, 4, 2)
-    default = rules.update_tiles(rules.device_of(device), True, False, False, sizes)
+    default = rules.update_tiles(rules.device_of(device), True, False, False, True, sizes)
     _try(
         context,
         "update_tiles",
@@ -41,7 +41,7 @@ def sweep(context: Context) -> None:
     for e in context.pick((32, 512), (32,)):
         error = torch.randn(n, e, device=device, dtype=bf16)
         work = counting.project(n, e, [d] * layers, True, 2)
-        default = rules.project_tiles(rules.device_of(device), True, n, d, e)
+        default = rules.project_tiles(rules.device_of(device), True, False, True, n, d, e)
         _try(
             context,
             "project_tiles",

@@ -16,6 +16,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import bfloat16
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from interpreter import check_overflow, quicken
 
 from dfa_kernels import backends
@@ -24,6 +25,16 @@ from dfa_kernels.backends.triton.launch import Launcher
 
 BROKEN = bfloat16.repair()
 quicken()
+
+# An example takes a tenth of a second or more: few of them, and no search for a smaller one.
+settings.register_profile(
+    "interpreted",
+    max_examples=8,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("interpreted")
 
 
 @pytest.fixture(autouse=True)

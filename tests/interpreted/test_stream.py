@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import record
 
@@ -20,9 +20,6 @@ def _differs(made, feedback, stream, first=0):
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(
     seed=st.integers(0, 2**63 - 1),
     stream=st.integers(0, 2**31 - 1),
@@ -37,22 +34,38 @@ def test_project_makes_b(distribution, seed, stream, rows, width):
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(seed=st.integers(0, 2**63 - 1), stream=st.integers(0, 2**31 - 1), width=st.integers(1, 300))
-def test_update_makes_b_on_the_fly(distribution, seed, stream, width):
+def test_update_makes_b_on_the_fly(delta, distribution, seed, stream, width):
     """With the identity as the error and as x, dWᵀ is B."""
+    delta("on-the-fly")
     feedback, rows = Feedback(distribution, seed), 20
     layer = record(rows, rows, width, "identity", stream)._replace(inputs=torch.eye(rows))
     ((made, _),) = ops.gradients(torch.eye(rows), feedback, 1.0, [layer], torch.float32)
     assert _differs(made.T, feedback, stream) <= ALLOWED[distribution]
 
 
-def test_update_on_the_fly_is_what_the_rule_chose(launched):
-    layer = record(20, 20, 7, "identity")
-    ops.gradients(torch.eye(20), Feedback(), 1.0, [layer], torch.float32)
-    assert [x.constants.fly.value for x in launched] == [True]
+@pytest.fixture(params=[True, False], ids=["tf32", "ieee"])
+def tf32(request):
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = request.param
+    yield request.param
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("error", "saved"),
+    [
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32),
+        (torch.float32, torch.float16),
+    ],
+)
+def test_update_on_the_fly_is_what_the_rule_chose(error, saved, tf32, launched):
+    """Where every product, e·B too, runs on tensor cores: of fp32 that is tf32 alone."""
+    layer = record(20, 20, 7, "identity", dtype=saved)
+    ops.gradients(torch.eye(20, dtype=error), Feedback(), 1.0, [layer], torch.float32)
+    cores = tf32 or error == torch.bfloat16
+    assert [x.constants.fly.value for x in launched if x.split] == [cores]
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

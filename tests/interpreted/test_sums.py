@@ -97,8 +97,8 @@ def test_the_counters_serve_the_next_launch(parts):
 def test_parts_are_added_in_their_order(parts, either_delta):
     """fp32 sums of 2²⁴, 1, 1, … depend on their order: part by part from the first."""
     parts(4)
-    tiles = rules.update_tiles(rules.device_of(torch.device("cpu")), False, False,
-                               either_delta == "on-the-fly", [(1, 1)])  # fmt: skip
+    cpu, fly = rules.device_of(torch.device("cpu")), either_delta == "on-the-fly"
+    tiles = rules.update_tiles(cpu, False, False, fly, False, [(1, 1)])
     error = torch.zeros(4 * tiles.n, 1)
     error[:: tiles.n, 0] = torch.tensor([2.0**24, 1.0, 1.0, -(2.0**24)])
     layer = head(error, 1)._replace(inputs=torch.ones(len(error), 1))
@@ -135,7 +135,8 @@ DEVICES = {"large tiles": 1, "small tiles": 1000}
 @pytest.mark.parametrize("edge", [-1, 0, 1])
 def test_edges_of_project(edge, multiprocessors, dtype, device):
     pretended = device(multiprocessors)
-    tiles = rules.project_tiles(pretended, dtype.itemsize == 2, 300, 300, 100)
+    half = dtype.itemsize == 2
+    tiles = rules.project_tiles(pretended, half, False, edge == 0, 300, 300, 100)
     error = torch.randn(tiles.n + edge, tiles.k + edge).to(dtype)
     points = [Point(tiles.d + edge, 0, k, dtype) for k in (1, 2)]
     check_project(error, Feedback("uniform"), 0.1, points)
@@ -147,7 +148,8 @@ def test_edges_of_project(edge, multiprocessors, dtype, device):
 def test_edges_of_update(edge, multiprocessors, dtype, device, either_delta):
     pretended = device(multiprocessors)
     fly = either_delta == "on-the-fly"
-    tiles = rules.update_tiles(pretended, dtype.itemsize == 2, False, fly, [(200, 200)])
+    half = dtype.itemsize == 2
+    tiles = rules.update_tiles(pretended, half, False, fly, edge == 0, [(200, 200)])
     error = torch.randn(tiles.n + edge, 17 + edge).to(dtype)
     layer = record(len(error), tiles.k + edge, tiles.d + edge, dtype=dtype)
     check_step(Feedback(), "sgd", [stepped("sgd", [Segment(error, 0.1, layer)])])

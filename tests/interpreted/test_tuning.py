@@ -184,7 +184,9 @@ def test_a_folder_that_cannot_be_written_costs_a_sentence(tune, tmp_path):
 def test_what_another_process_wrote_stays(tune):
     tune()
     first, second = tuning.Kept(), tuning.Kept()
-    tiles = rules.update_tiles(rules.device_of(torch.device("cpu")), True, False, False, [(8, 8)])
+    tiles = rules.update_tiles(
+        rules.device_of(torch.device("cpu")), True, False, False, True, [(8, 8)]
+    )
     assert first.get("a") is second.get("b") is None
     first.put("a", tiles)
     second.put("b", tiles)
@@ -244,11 +246,11 @@ def test_sizes_are_rounded_up():
 
 DEVICE = rules.Device("cuda", 90, 132)
 DEFAULTS = [
-    (candidates.update, rules.update_tiles(DEVICE, half, False, fly, [(4096, 4096)]), (half,))
+    (candidates.update, rules.update_tiles(DEVICE, half, False, fly, True, [(4096, 4096)]), (half,))
     for half in (True, False)
     for fly in (True, False)
 ] + [
-    (candidates.project, rules.project_tiles(DEVICE, half, 8192, 4096, e), (half, e))
+    (candidates.project, rules.project_tiles(DEVICE, half, False, True, 8192, 4096, e), (half, e))
     for half in (True, False)
     for e in (1, 10, 512)
 ]

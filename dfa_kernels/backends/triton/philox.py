@@ -29,10 +29,11 @@ def _words(seed, stream, k, j0, QUADS: tl.constexpr, ENTRIES: tl.constexpr):
 
 @triton.jit
 def rademacher(seed, stream, k, j0, BD: tl.constexpr, DTYPE: tl.constexpr):
-    """±1: 128 a call, from single bits."""
+    """±1: 128 a call, from single bits, each of which becomes the sign of an fp32 one."""
     words = _words(seed, stream, k, j0, BD // 128, 128)
-    bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :].to(tl.uint32)) & 1
-    return tl.where(tl.reshape(bits, (k.shape[0], BD)) != 0, 1.0, -1.0).to(DTYPE)
+    place = 31 - tl.arange(0, 32)[None, None, :]
+    ones = ((words[:, :, None] << place.to(tl.uint32)) & 0x80000000) ^ 0xBF800000
+    return tl.reshape(ones, (k.shape[0], BD)).to(tl.float32, bitcast=True).to(DTYPE)
 
 
 @triton.jit
@@ -49,10 +50,34 @@ def normal(seed, stream, k, j0, BD: tl.constexpr, DTYPE: tl.constexpr):
     """Box–Muller: 4 a call, a word for the radius and one for the angle of each pair."""
     words = _words(seed, stream, k, j0, BD // 4, 4)
     first, second = tl.split(tl.reshape(words, (k.shape[0], BD // 2, 2)))
-    radius = tl.sqrt(-2.0 * _log_unit(first))
-    angle = (second.to(tl.float32) + 0.5) * 1.4629180792671596e-09  # 2π·2⁻³²
-    pair = tl.join(radius * tl.cos(angle), radius * tl.sin(angle))
-    return tl.reshape(pair, (k.shape[0], BD)).to(DTYPE)
+    cosine, sine = _turn(second)
+    half = tl.sqrt(-0.5 * _log_unit(first))  # of the radius √(−2·ln u)
+    pair = tl.join(half * cosine, half * sine)
+    # The factor comes last: a reshaped tile that a tf32 product takes as it is aborts the compiler
+    # of Triton 3.6 to 3.9 for sm_90 ("Illegal shared layout").
+    return (tl.reshape(pair, (k.shape[0], BD)) * 2.0).to(DTYPE)
+
+
+@triton.jit
+def _turn(word):
+    """cos and sin of 2π·(word + ½)·2⁻³².
+
+    The nearest quarter turn is exact in integers; what is left lies within π/4 of it, where the
+    polynomials are those of Cephes' sinf and cosf. `tl.cos` would have to serve any argument: its
+    reduction of the largest needs an array in memory.
+    """
+    eighth = (word >> 29).to(tl.int32)
+    quarter = (eighth + 1) >> 1
+    beside = (word & 0x1FFFFFFF).to(tl.int32) - (eighth & 1) * 0x20000000
+    angle = (beside.to(tl.float32) + 0.5) * 1.4629180792671596e-09  # 2π·2⁻³²
+    z = angle * angle
+    s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * angle + angle
+    c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z
+    c += 1.0 - 0.5 * z
+    swapped = (quarter & 1) != 0
+    cosine, sine = tl.where(swapped, s, c), tl.where(swapped, c, s)
+    cosine = tl.where(((quarter + 1) & 2) != 0, -cosine, cosine)
+    return cosine, tl.where((quarter & 2) != 0, -sine, sine)
 
 
 @triton.jit

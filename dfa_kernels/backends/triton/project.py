@@ -37,8 +37,6 @@ from dfa_kernels.feedback import Feedback
 #   target   0 out   1 row stride   2 saved   3 row stride   4 width to write   5 width
 #            6 activation   7 k     8 aligned
 HEADER, GROUP, TARGET = 4, 10, 9
-# Columns of δ that are made at once.
-_AT_ONCE = tl.constexpr(32)
 _HEADER, _GROUP, _TARGET = tl.constexpr(HEADER), tl.constexpr(GROUP), tl.constexpr(TARGET)
 
 
@@ -58,6 +56,7 @@ class ProjectConstants(CompileTime):
     n: int
     d: int
     e: int
+    at_once: int  # columns of δ that are made together
     unit_error: int  # elements of e in a vector,
     unit_matrix: int  # of a user's B,
     unit_out: int  # of out
@@ -147,7 +146,7 @@ def _given(table, k, width, d0, C: tl.constexpr):
 def _serve(target, product, n0, rows, d0, ALIGNED: tl.constexpr, C: tl.constexpr):
     """A few columns at a time: their product, saved, addresses and δ must fit in registers."""
     COLUMNS: tl.constexpr = product.shape[1]
-    if COLUMNS > _AT_ONCE:
+    if C.at_once < COLUMNS:
         left, right = halves(product)
         _serve(target, left, n0, rows, d0, ALIGNED, C)
         _serve(target, right, n0, rows, d0 + COLUMNS // 2, ALIGNED, C)
@@ -190,6 +189,9 @@ def _serve_columns(target, product, n0, rows, d0, ALIGNED: tl.constexpr, C: tl.c
 
 _constants = functools.cache(ProjectConstants)
 
+#: The fewest elements of δ that are made together: each of 256 threads stores a vector.
+_AT_ONCE = 256 * 8
+
 
 def launches(groups: Sequence[Group], feedback: Feedback, device: rules.Device) -> list[Launch]:
     """One for all groups whose dtypes are the same: the error's and the targets'."""
@@ -212,9 +214,11 @@ def _launch(
     widths = [max(t.out.shape[1] for t in g.targets) for g in groups]
     rows = max(g.error.shape[0] for g in groups)
     half, error_width = compute.itemsize == 2, max(g.error.shape[1] for g in groups)
+    whole_read = aligned(*[g.error for g in groups], *([] if matrix is None else [matrix]))
     trial = None
     if tiles is None:
-        tiles = rules.project_tiles(device, half, rows, sum(widths), error_width)
+        tf32 = rules.precision(compute) == "tf32"
+        tiles = rules.project_tiles(device, half, tf32, whole_read, rows, sum(widths), error_width)
         if tuning.ENABLED:
             tiles, trial = tuning.settled(
                 "project",
@@ -263,15 +267,16 @@ def _launch(
         matrix=DTYPES[given],
         compute=DTYPES[compute],
         out=DTYPES[out_dtype],
-        aligned=aligned(*[g.error for g in groups], *([] if matrix is None else [matrix])),
+        aligned=whole_read,
         n=tiles.n,
         d=tiles.d,
         e=tiles.k,
+        at_once=max(32, _AT_ONCE // tiles.n),
         whole="some" if len(whole) == 2 else "all" if True in whole else "none",
         unit_error=VECTOR // error_dtype.itemsize,
         unit_matrix=VECTOR // given.itemsize,
         unit_out=VECTOR // out_dtype.itemsize,
         precision=rules.precision(compute),
     )
-    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    options = tiles.options(device)
     return Launch(project_kernel, grid, table + targets, constants, options, trial=trial)

@@ -40,44 +40,65 @@ def device_of(device: torch.device) -> Device:
 
 
 class Tiles(NamedTuple):
-    """Rows N, features D and the third dimension (E in `project`, K in `update`) of a tile."""
+    """Rows N, features D and the third dimension (E in `project`, K in `update`) of a tile;
+    ``registers``: the most of a thread, 0 where that is left to the compiler."""
 
     n: int
     d: int
     k: int
     warps: int
     stages: int
+    registers: int = 0
+
+    def options(self, device: Device) -> dict[str, int]:
+        """As Triton takes them. Without a limit ptxas may spill a few registers to fit one more
+        program on a multiprocessor, or use a few more than let two fit."""
+        chosen = {"num_warps": self.warps, "num_stages": self.stages}
+        if device.kind != "cuda" or not self.registers:
+            return chosen
+        return chosen | {"maxnreg": self.registers}
 
 
 #: Columns of a tile of δ: what one Philox call makes of ±1.
 _SIGNS = 128
 
+#: Registers of a thread: as many as there can be, or what lets two programs of 8 warps fit.
+_ALL, _TWO = 255, 128
 
-def project_tiles(device: Device, half: bool, rows: int, columns: int, width: int) -> Tiles:
-    """Of `project`: ``half``: a 16-bit product; ``rows`` N, ``columns`` Σ D, ``width`` E."""
-    depth = max(16, min(64 if half else 32, 1 << (max(width, 1) - 1).bit_length()))
+
+def project_tiles(
+    device: Device, half: bool, tf32: bool, whole: bool, rows: int, columns: int, width: int
+) -> Tiles:
+    """Of `project`: ``half``: a 16-bit product; ``whole``: rows of e and of a user's B are whole
+    vectors; ``rows`` N, ``columns`` Σ D, ``width`` E."""
+    # Other rows take an address for every element; without tensor cores registers hold B's tile.
+    deepest = (64 if whole else 32) if half else 32 if tf32 else 16
+    depth = max(16, min(deepest, 1 << (max(width, 1) - 1).bit_length()))
     large = -(-rows // 128) * -(-columns // _SIGNS) >= device.multiprocessors
-    if not half:
-        return Tiles(64 if large else 32, _SIGNS, depth, 8 if large else 4, 2)
-    if large:
-        return Tiles(128, _SIGNS, depth, 8, 3)
-    return Tiles(32, _SIGNS, depth, 4, 3)
+    if half:  # 64 rows are the fewest of a wgmma
+        return Tiles(128 if large else 64, _SIGNS, depth, 8, 3, _ALL)
+    return Tiles(64 if large else 32, _SIGNS, depth, 8, 2, _ALL)
 
 
 def update_tiles(
-    device: Device, half: bool, tf32: bool, fly: bool, sizes: Iterable[tuple[int, int]]
+    device: Device,
+    half: bool,
+    tf32: bool,
+    fly: bool,
+    whole: bool,
+    sizes: Iterable[tuple[int, int]],
 ) -> Tiles:
-    """Of `update`; ``half``: 16-bit operands; ``fly``: δ is made on the fly; ``sizes``: (D, K) of
-    every weight."""
+    """Of `update`; ``half``: 16-bit operands; ``fly``: δ is made on the fly; ``whole``: all rows
+    are whole vectors; ``sizes``: (D, K) of every weight."""
     tiles = sum(-(-d // _SIGNS) * -(-k // 128) for d, k in sizes)
     columns = 128 if tiles >= device.multiprocessors else 64
     if fly:
-        return Tiles(64 if half else 32, _SIGNS, 64, 8, 2)
+        return Tiles(64 if half else 16, _SIGNS, 64 if whole else 32, 8, 2, _ALL)
     if half:
-        return Tiles(64, _SIGNS, columns, 8, 3)
+        return Tiles(64, _SIGNS, columns, 8, 3, _TWO)
     if tf32:
-        return Tiles(32, _SIGNS, columns, 8, 3)
-    return Tiles(16, _SIGNS, 64, 8, 2)
+        return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
+    return Tiles(16, _SIGNS, 64, 8, 2, _ALL)
 
 
 def splits(device: Device, tiles: int, blocks: int) -> int:
@@ -98,7 +119,7 @@ FLY_ERROR, FLY_INPUT = 32, 512
 
 
 def on_the_fly(error_width: int, widest_input: int) -> bool:
-    """Whether δ is made on the fly.
+    """Whether δ is made on the fly, as far as sizes go.
 
     It saves the write of δ and one launch, and costs a product of 2·N·D·E flop and an f′ for every
     tile along K. Where K is a few tiles that is the smaller part.
@@ -115,8 +136,10 @@ def on_the_fly(error_width: int, widest_input: int) -> bool:
 
 
 def flies(error: torch.dtype, saved: torch.dtype) -> bool:
-    """Whether δ of these dtypes can be made on the fly."""
-    return True
+    """Whether δ of these dtypes is made on the fly where sizes allow it. Without tensor cores e·B
+    takes more registers than there are: whoever asks for it by the variable gets spills."""
+    asked = os.environ.get(VARIABLE) == ON_THE_FLY
+    return asked or tensor_cores(torch.promote_types(error, saved))
 
 
 def describe() -> str:
@@ -124,7 +147,10 @@ def describe() -> str:
     asked = os.environ.get(VARIABLE)
     if asked:
         return f"δ {asked} ({VARIABLE})"
-    return f"δ on the fly for E ≤ {FLY_ERROR} and K ≤ {FLY_INPUT}, else stored (counted, not timed)"
+    return (
+        f"δ on the fly for E ≤ {FLY_ERROR} and K ≤ {FLY_INPUT} in 16 bits or tf32, else stored "
+        "(counted, not timed)"
+    )
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -132,3 +158,8 @@ def precision(dtype: torch.dtype) -> str:
     if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
         return "tf32"
     return "ieee"
+
+
+def tensor_cores(dtype: torch.dtype) -> bool:
+    """Whether products of such operands run on tensor cores."""
+    return dtype.itemsize == 2 or precision(dtype) == "tf32"

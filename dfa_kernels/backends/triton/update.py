@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from operator import or_
 from typing import NamedTuple
 
 import torch
@@ -57,6 +56,9 @@ class _Chunk(NamedTuple):
 
 _constants = functools.cache(UpdateConstants)
 
+#: Bytes of a row of the weight that are stepped together.
+_AT_ONCE = 32
+
 #: The most rows of hyperparameters in one launch: they are kernel parameters.
 _ROWS = 32
 
@@ -102,31 +104,27 @@ def _launch(
     half, fly = x.itemsize == 2, error is not None
     compute = torch.promote_types(error or x, x)
     sizes: list[tuple[int, int]] = [tuple(u.weight.parameter.shape) for u in updates]  # type: ignore[misc]
+    whole = [_whole(u) for u in updates]
     trial = None
     if tiles is None:
-        tiles = rules.update_tiles(device, half, rules.precision(x) == "tf32", fly, sizes)
+        tf32 = rules.precision(x) == "tf32"
+        tiles = rules.update_tiles(device, half, tf32, fly, all(whole), sizes)
         if tuning.ENABLED:
             again = functools.partial(_launch, rule, feedback, updates, dtypes, device)
             tiles, trial = _settled(rule, feedback, updates, dtypes, tiles, again)
-    narrowest = min(d.itemsize for d in (x, parameter, state, copy) if d is not None)
     rows: dict[tuple[float, ...], int] = {}
     table: list[int] = []
     segments: list[int] = []
     grid = number = most = codes = widest = 0
-    whole: set[bool] = set()
-    for (weight, bias, terms), (height, width) in zip(updates, sizes, strict=True):
+    for (weight, bias, terms), (height, width), rows_whole in zip(
+        updates, sizes, whole, strict=True
+    ):
         entries, stride = _entries(rule, weight, rows), weight.parameter.stride()[0]
-        # Where rows are whole vectors of the narrowest dtype they are so of the others.
-        together = functools.reduce(or_, entries[:4]) | (width | stride) * narrowest
-        rows_whole = together % VECTOR == 0
         blocks = 0
         for t in terms:
             code = CODES[t.activation] if t.error is not None else 0
             codes |= 1 << code
             address, apart, n = t.inputs.data_ptr(), t.inputs.stride()[0], t.inputs.shape[0]
-            rows_whole = rows_whole and not (address | apart * x.itemsize) % VECTOR
-            if code:
-                rows_whole = rows_whole and aligned(t.delta)
             blocks += -(-n // tiles.n)
             segments += [address, apart, n, t.delta.data_ptr(), t.delta.stride()[0]]
             if t.error is None:
@@ -147,7 +145,6 @@ def _launch(
         grid += along_d * -(-width // tiles.k)
         number += len(terms)
         most = max(most, blocks)
-        whole.add(rows_whole)
     parts = rules.splits(device, grid, most)
     flat = [value for row in rows for value in row]
     padding = triton.next_power_of_2(len(rows)) - len(rows)
@@ -168,11 +165,12 @@ def _launch(
         copied=copy is not None,
         split=parts > 1,
         bulk=device.bulk_copies,
-        aligned="some" if len(whole) == 2 else "all" if True in whole else "none",
+        aligned="all" if all(whole) else "some" if any(whole) else "none",
         n=tiles.n,
         d=tiles.d,
         k=tiles.k,
         e=max(16, triton.next_power_of_2(widest)) if fly else 16,
+        at_once=_AT_ONCE // parameter.itemsize,
         unit=VECTOR // x.itemsize,
         precision=rules.precision(x),
     )
@@ -181,7 +179,7 @@ def _launch(
         grid * parts,
         [len(updates), parts, feedback.seed, 0, *table, *segments],
         constants,
-        {"num_warps": tiles.warps, "num_stages": tiles.stages},
+        tiles.options(device),
         tuple(flat + [0.0] * (padding * COLUMNS)),
         Split(grid, parts, tiles.d, tiles.k),
         trial,
@@ -219,6 +217,18 @@ def _settled(
         again,
         [t for a in stepped for t in (a.parameter, *a.states, a.copy) if t is not None],
     )
+
+
+def _whole(update: Grouped) -> bool:
+    """Whether all rows that the kernel reads of it are whole vectors."""
+    read = [t.delta for t in update.terms if t.error is not None and CODES[t.activation]]
+    return aligned(*_matrices(update.weight), *[t.inputs for t in update.terms], *read)
+
+
+def _matrices(applied: Applied) -> list[Tensor]:
+    parameter, states, copy, _ = applied
+    made = [parameter, *(s for s in states if s.numel())]
+    return made if copy is None else [*made, copy]
 
 
 def _entries(rule: str, applied: Applied | None, rows: dict[tuple[float, ...], int]) -> list[int]:

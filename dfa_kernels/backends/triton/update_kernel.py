@@ -33,9 +33,6 @@ HEADER, UPDATE, SEGMENT = 4, 20, 12
 _HEADER, _UPDATE, _SEGMENT = tl.constexpr(HEADER), tl.constexpr(UPDATE), tl.constexpr(SEGMENT)
 _WEIGHT, _BIAS = tl.constexpr(2), tl.constexpr(7)
 _COLUMNS = tl.constexpr(COLUMNS)
-# Columns of a tile that are stepped at once: 128 registers a thread, and so two programs a
-# multiprocessor, one of which multiplies while the other steps.
-_AT_ONCE = tl.constexpr(16)
 # Tiles along D that are neighbours in time: they read the same x.
 _NEIGHBOURS = tl.constexpr(8)
 
@@ -65,6 +62,7 @@ class UpdateConstants(CompileTime):
     d: int
     k: int
     e: int
+    at_once: int  # columns of the weight that are stepped together
     unit: int  # elements of x in a vector
     precision: str
 
@@ -167,7 +165,7 @@ def _apply_columns(update, gradient, hyper, d0, k0, height, ALIGNED: tl.constexp
     """The rule's step on the columns of the weight that ``gradient`` covers from (d0, k0): a few
     at a time, for parameter, states and gradient of a whole tile exceed the registers."""
     COLUMNS: tl.constexpr = gradient.shape[1]
-    if COLUMNS > _AT_ONCE:
+    if C.at_once < COLUMNS:
         left, right = halves(gradient)
         _apply_columns(update, left, hyper, d0, k0, height, ALIGNED, C)
         _apply_columns(update, right, hyper, d0, k0 + COLUMNS // 2, height, ALIGNED, C)
@@ -283,7 +281,7 @@ def _fly(segment, b, n0, rows, d0, height, ALIGNED: tl.constexpr, C: tl.constexp
         if code != 0:
             saved = at(segment, 3, C.x, ALIGNED)
             stride = size(segment, 4, UNIT)
-            padded = tl.multiple_of(height, UNIT)
+            padded = tl.cdiv(height, UNIT) * UNIT
             s = _rows(saved, stride, n0, d0, rows, padded, C.n, C.d).to(tl.float32)
             made = derivative(made, s, code, C.codes)
     return tl.where((d < height)[None, :], made, 0.0).to(C.x)

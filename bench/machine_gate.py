@@ -1,0 +1,86 @@
+"""The gate of `bench.machine_code`: what a kernel's machine code must be.
+
+- No spills: no stack, no instruction that reads or writes it.
+- Every 16-bit product is wgmma on sm_90, none anything else; on other GPUs it runs on tensor cores,
+  and so does a tf32 product everywhere.
+- Asynchronous copies of 128 bits or bulk ones feed every loop that multiplies, as many as its tiles
+  take. Where rows are not whole vectors there can be none, for their addresses are not multiples of
+  16 bytes, and nothing is asked; nor of gfx942, where tiles come by way of registers.
+- Epilogues load and store parameters, states, `saved` and δ by vectors of 128 bits, of layers whose
+  rows are whole vectors: at least as many as these tensors' tiles take. A low-precision copy is
+  stored in 64 bits, since it follows the parameter's 128.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from bench.machine_listing import PRODUCTS, Code
+
+VECTOR = 16
+
+
+def violations(kernel: str, C: dict[str, Any], code: Code, arch: str) -> list[str]:
+    """What of the gate the code breaks, a sentence each; ``C``: what it was compiled for."""
+    amd = arch.startswith("gfx")
+    threads = code.warps * (64 if amd else 32)
+
+    def vectors(dtype: Any, *shape: int) -> int:
+        """How many whole ones a thread loads or stores of a tile."""
+        return math.prod(shape) * dtype.primitive_bitwidth // 8 // VECTOR // threads
+
+    found = []
+    if code.stack or code.spills:
+        found.append(
+            f"registers are spilled: {code.stack} bytes of stack, {code.spills} instructions"
+        )
+    found += _products(kernel, C, code, arch)
+    if kernel == "project":
+        fed, whole = C["aligned"], C["whole"] != "none"
+        copies = vectors(C["error"], C["n"], C["e"])
+        if C["distribution"] == "matrix":
+            copies += vectors(C["matrix"], C["e"], C["d"])
+        stores = vectors(C["out"], C["n"], C["d"])
+        loads = stores if C["codes"] != 1 else 0
+    else:
+        fed, whole = C["aligned"] == "all", C["aligned"] != "none"
+        copies = vectors(C["x"], C["n"], C["k"])
+        if not C["fly"]:
+            copies += vectors(C["x"], C["n"], C["d"])
+        parameter = vectors(C["parameter"], C["d"], C["k"])
+        states = {"store": 0, "sgd": 1, "adamw": 2}[C["rule"]]
+        stores = parameter + states * vectors(C["state"], C["d"], C["k"])
+        loads = stores if states else 0
+        if C["fly"] and C["codes"] != 1:  # in the loop with a bias's sum, and in that without
+            loads += 2 * vectors(C["x"], C["n"], C["d"])
+    if fed and not amd:
+        found += _copies(C, code, copies)
+    if whole:
+        for name, least in (("load", loads), ("store", stores)):
+            if code.counts.get(f"{name} 128", 0) < least:
+                has = code.counts.get(f"{name} 128", 0)
+                found.append(f"{has} {name}s of 128 bits, where the tiles' take {least}")
+    return found
+
+
+def _products(kernel: str, C: dict[str, Any], code: Code, arch: str) -> Iterable[str]:
+    has = code.counts
+    dtype = C["compute"] if kernel == "project" else C["x"]
+    if dtype.primitive_bitwidth == 16:
+        if arch == "90" and ("mma" in has or "wgmma" not in has):
+            yield f"16-bit products by {has.get('wgmma', 0)} wgmma and {has.get('mma', 0)} mma"
+    elif C["precision"] != "tf32":
+        return
+    if not set(PRODUCTS) & has.keys():
+        yield "no product on tensor cores"
+
+
+def _copies(C: dict[str, Any], code: Code, least: int) -> Iterable[str]:
+    if not code.loops:
+        yield "no loop that multiplies was found"
+    for loop in code.loops:
+        has = loop.get("asynchronous 128", 0)
+        if "bulk" not in loop and ("asynchronous" not in loop or has < least):
+            yield f"a loop with {has} copies of 128 bits and no bulk one, where tiles take {least}"

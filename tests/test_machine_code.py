@@ -1,0 +1,244 @@
+"""The gate of `python -m bench.machine_code`: each part of it can fail."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="there are Triton wheels for Linux alone")
+
+from bench import machine_code
+from bench.machine_cases import (
+    DEVICES,
+    PROJECT_AXES,
+    PROJECT_TOGETHER,
+    PROJECT_USUAL,
+    UPDATE_AXES,
+    UPDATE_USUAL,
+    Case,
+    cases,
+    cover,
+    usual,
+)
+from bench.machine_gate import violations
+from bench.machine_listing import INSTRUCTIONS, SPILL, Code, compiled, counted, product_loops
+from bench.machine_listing import programs as held
+from bench.machine_report import newest_first
+
+RESULTS = Path(machine_code.__file__).parent / "results"
+
+MAIN = Case("update", ("large", "bf16", "adamw", "stored", "identity", "aligned", "E=10"))
+
+LISTING = """
+.L_x_2:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDGSTS.E.BYPASS.LTC128B.128 [R3], desc[UR6][R10.64], P4 ;
+        /*0020*/                   LDGSTS.E.64 [R69+0x2000], desc[UR6][R4.64], P3 ;
+.L_x_0:
+        /*0030*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR24].tnspB, R24 ;
+        /*0040*/              @UP2 UTMALDG.2D [UR20], [UR24] ;
+        /*0050*/               @P0 BRA `(.L_x_0) ;
+        /*0060*/                   LDG.E.EF.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0070*/                   LDG.E.U16.LTC128B R4, desc[UR4][R2.64] ;
+        /*0080*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0090*/                   STL.64 [R1+0x8], R2 ;
+        /*00a0*/               @P1 BRA `(.L_x_2) ;
+.L_x_1:
+        /*00b0*/                   STG.E desc[UR4][R2.64], R4 ;
+        /*00c0*/                   BRA `(.L_x_1);
+"""
+
+
+def test_instructions_are_counted_by_their_names():
+    spills, counts = counted(LISTING, INSTRUCTIONS, SPILL)
+    assert spills == 1
+    assert counts == {
+        "wgmma": 1, "asynchronous 128": 1, "asynchronous": 2, "bulk": 1,
+        "load 128": 1, "load": 2, "store 128": 1, "store": 2,
+    }  # fmt: skip
+
+
+def test_the_innermost_loops_that_multiply_are_found():
+    """Not what is around them, and no loop without a product."""
+    assert product_loops(LISTING) == [{"wgmma": 1, "bulk": 1}]
+    fma = "\n".join(["        FFMA R1, R2, R3, R1 ;"] * 128)
+    scalar = f".L_x_0:\n{fma}\n        BRA `(.L_x_0) ;\n"
+    assert product_loops(scalar) == [{"fma": 128}]
+    assert product_loops(scalar.replace("BRA", "STG.E [R2], R4 ;\n        BRA")) == []  # f′
+    assert product_loops(scalar.replace("R1 ;\n", "R1 ;\n", 1).replace(fma, fma[:-200])) == []
+
+
+def _code(**given):
+    plain = Code(128, 0, 0, 0, 8, {}, [])
+    return plain._replace(**given)
+
+
+@pytest.mark.parametrize(
+    ("arch", "code", "wanted"),
+    [
+        ("90", _code(), 2),
+        ("90", _code(registers=121), 2),
+        ("90", _code(registers=129), 1),
+        ("90", _code(registers=32), 8),  # 64 warps
+        ("120", _code(registers=32), 6),  # 48 warps
+        ("90", _code(registers=32, warps=1), 32),
+        ("90", _code(registers=64, shared=100_376), 2),
+        ("90", _code(registers=64, shared=116_736), 1),  # and 1 KiB beside it: over a half
+        ("80", _code(registers=64, shared=100_376), 1),
+        ("gfx942", _code(registers=128, warps=4), 4),
+        ("gfx942", _code(registers=256), 1),
+        ("gfx942", _code(registers=128, warps=4, shared=32 << 10), 2),
+    ],
+)
+def test_programs_of_a_multiprocessor(arch, code, wanted):
+    assert held(code, arch) == wanted
+
+
+def _constants(case, arch="90"):
+    launch = case.launch(DEVICES[arch])
+    return {k: v.value for k, v in vars(launch.constants).items()}
+
+
+GOOD = {
+    "wgmma": 12, "bulk": 12, "load 128": 48, "load": 174, "store 128": 48, "store": 51,
+}  # fmt: skip
+GOOD_LOOPS = [{"wgmma": 4, "bulk": 2}, {"wgmma": 8, "bulk": 2}]
+GOOD_UPDATE = _code(counts=GOOD, loops=GOOD_LOOPS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"stack": 8}, "registers are spilled: 8 bytes of stack, 0 instructions"),
+        ({"spills": 2}, "registers are spilled: 0 bytes of stack, 2 instructions"),
+        ({"counts": GOOD | {"mma": 4}}, "16-bit products by 12 wgmma and 4 mma"),
+        ({"counts": GOOD | {"load 128": 47}}, "47 loads of 128 bits, where the tiles' take 48"),
+        ({"counts": GOOD | {"store 128": 0}}, "0 stores of 128 bits, where the tiles' take 48"),
+        ({"loops": []}, "no loop that multiplies was found"),
+        (
+            {"loops": [GOOD_LOOPS[0], {"wgmma": 8, "asynchronous": 9, "asynchronous 128": 7}]},
+            "a loop with 7 copies of 128 bits and no bulk one, where tiles take 8",
+        ),
+    ],
+)
+def test_each_violation_of_update(change, said):
+    found = violations("update", _constants(MAIN), GOOD_UPDATE._replace(**change), "90")
+    assert found == ([] if said is None else [said])
+
+
+def test_a_16_bit_product_is_on_tensor_cores_everywhere():
+    counts = {k: v for k, v in GOOD.items() if k != "wgmma"}
+    for arch in DEVICES:
+        found = violations(
+            "update", _constants(MAIN, arch), GOOD_UPDATE._replace(counts=counts), arch
+        )
+        assert "no product on tensor cores" in found, arch
+
+
+@pytest.mark.parametrize("rows", ["aligned", "some aligned", "unaligned"])
+def test_what_the_gate_asks_of_project(rows):
+    """saved and δ by vectors where there is a layer of whole vectors, and 4 copies of e a loop."""
+    case = Case("project", ("large", "bf16", "rademacher", "tanh", rows, "E=1000"))
+    loops = [{"wgmma": 4, "asynchronous": 3, "asynchronous 128": 3}]
+    found = violations("project", _constants(case), _code(counts={"wgmma": 4}, loops=loops), "90")
+    wanted = ["a loop with 3 copies of 128 bits and no bulk one, where tiles take 4"]
+    if rows != "unaligned":
+        wanted += [f"0 {n}s of 128 bits, where the tiles' take 8" for n in ("load", "store")]
+    assert found == wanted
+
+
+def test_the_machine_code_of_the_main_case():
+    """AdamW on large bf16 layers, sm_90: the tile, and what two programs a multiprocessor take."""
+    launch = MAIN.launch(DEVICES["90"])
+    assert (launch.constants.d.value, launch.constants.k.value) == (128, 128)
+    code = compiled(launch, "90")
+    assert violations("update", _constants(MAIN), code, "90") == []
+    assert held(code, "90") == 2
+    tight = compiled(launch._replace(options=launch.options | {"maxnreg": 96}), "90")
+    assert tight.stack > 0
+    assert tight.spills > 0
+
+
+# Cases ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axes", "together", "first", "kernel"),
+    [
+        (PROJECT_AXES, PROJECT_TOGETHER, PROJECT_USUAL, "project"),
+        (UPDATE_AXES, (), UPDATE_USUAL, "update"),
+    ],
+    ids=["project", "update"],
+)
+def test_every_pair_of_values_occurs(axes, together, first, kernel):
+    made = [dict(zip(axes, c.values, strict=True)) for c in cases() if c.kernel == kernel]
+    assert [tuple(m.values()) for m in made[: len(first)]] == list(first)
+    assert len(made) == len({tuple(m.values()) for m in made})
+    for names in [*itertools.combinations(axes, 2), *together]:
+        wanted = set(itertools.product(*(axes[n] for n in names)))
+        missing = wanted - {tuple(m[n] for n in names) for m in made}
+        for values in missing:
+            assert kernel == "update", values
+            assert _impossible(dict(zip(names, values, strict=True))), values
+
+
+def _impossible(pair):
+    stored = pair.get("delta") == "stored"
+    return (
+        (stored and pair.get("activations", "identity") != "identity")
+        or (stored and pair.get("error") == "E=32")
+        or (pair.get("delta", "stored") != "stored" and pair.get("numbers") == "fp32")
+        or (pair.get("numbers") == "fp32" and pair.get("error") == "E=32")
+        or (pair.get("numbers") == "fp32" and pair.get("activations", "identity") != "identity")
+        or (pair.get("numbers"), pair.get("rule")) == ("bf16 throughout", "adamw with copy")
+    )
+
+
+def test_cover_is_complete_and_small():
+    axes = dict.fromkeys("abcdef", ("0", "1"))
+    made = cover(axes, (), [("1",) * 6], lambda chosen: chosen["a"] == "0" or chosen["b"] == "1")
+    assert made[0] == ("1",) * 6
+    assert len(made) < 12
+    for i, j in itertools.combinations(range(6), 2):
+        seen = {(m[i], m[j]) for m in made}
+        assert seen == set(itertools.product("01", "01")) - (
+            {("1", "0")} if (i, j) == (0, 1) else set()
+        )
+
+
+# The command ------------------------------------------------------------------------------------
+
+
+def _row(case, arch, said):
+    return {"kernel": case.kernel, "case": str(case), "arch": arch, "code": None, "programs": 0} | {
+        "violations": said
+    }
+
+
+@pytest.mark.parametrize("said", [[], ["registers are spilled"]])
+def test_the_exit_status_and_the_files(said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        machine_code, "measured", lambda wanted, jobs: [_row(c, a, said) for c, a in wanted]
+    )
+    assert machine_code.main(["--usual", "--arch", "90", "--out", str(tmp_path)]) == bool(said)
+    (run,) = json.loads((tmp_path / "machine_code.json").read_text()).values()
+    assert len(run["rows"]) == len(usual())
+    assert ("registers are spilled" in (tmp_path / "machine_code.md").read_text()) == bool(said)
+
+
+def test_nothing_to_compile_is_no_success(capsys):
+    assert machine_code.main(["--case", "no such case"]) == 2
+    assert "nothing was compiled" in capsys.readouterr().out
+
+
+def test_the_committed_table_is_of_today_s_cases():
+    """Of the newest Triton every case on every architecture, and all of them pass."""
+    kept = json.loads((RESULTS / "machine_code.json").read_text())
+    rows = kept[newest_first(kept)[0]]["rows"]
+    wanted = {(c.kernel, str(c), a) for c in cases() for a in machine_code.ARCHITECTURES}
+    assert {(r["kernel"], r["case"], r["arch"]) for r in rows} == wanted
+    assert [r for run in kept.values() for r in run["rows"] if r["violations"]] == []
+    table = (RESULTS / "machine_code.md").read_text()
+    assert all(version in table for version in kept)
