@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_written_costs_a_sentence(tune, tmp_path):
     ) as told:
         step("sgd")
         step("adamw")
-    assert len(told) == 1
+    assert sum("not kept" in str(w.message) for w in told) == 1  # numpy may say more
     timed = len(stopwatch.timed)
     step("sgd")
     assert len(stopwatch.timed) == timed  # this process knows
