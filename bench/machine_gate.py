@@ -2,7 +2,9 @@
 
 - No spills: no stack, no instruction that reads or writes it.
 - Every 16-bit product is wgmma on sm_90, none anything else; on other GPUs it runs on tensor cores,
-  and so does a tf32 product everywhere.
+  and so does a tf32 product everywhere. One exception: where δ is made on the fly and some rows are
+  not whole vectors, a tile has 32 rows (64 of them take more than 255 registers), fewer than the
+  64 of a wgmma, and e·B, of E ≤ 32, is mma; δᵀ·x is not.
 - Asynchronous copies of 128 bits or bulk ones feed every loop that multiplies, as many as its tiles
   take. Where rows are not whole vectors there can be none, for their addresses are not multiples of
   16 bytes, and nothing is asked; nor of gfx942, where tiles come by way of registers.
@@ -69,7 +71,8 @@ def _products(kernel: str, C: dict[str, Any], code: Code, arch: str) -> Iterable
     has = code.counts
     dtype = C["compute"] if kernel == "project" else C["x"]
     if dtype.primitive_bitwidth == 16:
-        if arch == "90" and ("mma" in has or "wgmma" not in has):
+        narrow = kernel == "update" and C["fly"] and C["aligned"] != "all"
+        if arch == "90" and ("wgmma" not in has or ("mma" in has and not narrow)):
             yield f"16-bit products by {has.get('wgmma', 0)} wgmma and {has.get('mma', 0)} mma"
     elif C["precision"] != "tf32":
         return

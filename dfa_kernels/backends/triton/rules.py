@@ -92,8 +92,8 @@ def update_tiles(
     are whole vectors; ``sizes``: (D, K) of every weight."""
     tiles = sum(-(-d // _SIGNS) * -(-k // 128) for d, k in sizes)
     columns = 128 if tiles >= device.multiprocessors else 64
-    if fly:
-        return Tiles(64 if half else 16, _SIGNS, 64 if whole else 32, 8, 2, _ALL)
+    if fly:  # rows that are not whole vectors take an address for every element
+        return Tiles((64 if whole else 32) if half else 16, _SIGNS, 64, 8, 2, _ALL)
     if half:
         return Tiles(64, _SIGNS, columns, 8, 3, _TWO)
     if tf32:
