@@ -41,7 +41,8 @@ def device_of(device: torch.device) -> Device:
 
 class Tiles(NamedTuple):
     """Rows N, features D and the third dimension (E in `project`, K in `update`) of a tile;
-    ``registers``: the most of a thread, 0 where that is left to the compiler."""
+    ``warps`` of 32 threads; ``registers``: the most of a thread, 0 where that is left to the
+    compiler."""
 
     n: int
     d: int
@@ -53,6 +54,8 @@ class Tiles(NamedTuple):
     def options(self, device: Device) -> dict[str, int]:
         """As Triton takes them. Without a limit ptxas may spill a few registers to fit one more
         program on a multiprocessor, or use a few more than let two fit."""
+        if device.kind == "hip":  # whose warps have 64
+            return {"num_warps": max(1, self.warps // 2), "num_stages": self.stages}
         chosen = {"num_warps": self.warps, "num_stages": self.stages}
         if device.kind != "cuda" or not self.registers:
             return chosen
