@@ -44,14 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
     for row in measured([(case, arch) for case in chosen for arch in options.arch], options.jobs):
         rows.append(row)
         print(machine_report.line(row), file=sys.stderr, flush=True)
-    result = {triton.__version__: {"date": date.today().isoformat(), "rows": rows}}
+    run = {"date": date.today().isoformat(), "of": len(cases()), "rows": rows}
+    result = {triton.__version__: run}
     every = len(chosen) == len(cases()) and set(options.arch) == set(ARCHITECTURES)
     if options.out or every:
         out = Path(options.out or "bench/results")
         out.mkdir(parents=True, exist_ok=True)
         kept = out / "machine_code.json"
-        if kept.exists():  # what other versions gave
-            result = json.loads(kept.read_text()) | result
+        if kept.exists():
+            result = machine_report.joined(json.loads(kept.read_text()), result)
         kept.write_text(machine_report.compact(result))
         (out / "machine_code.md").write_text(machine_report.markdown(result))
     print("\n".join(machine_report.summary(result)))
@@ -129,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="for the table; without it bench/results for every case, and nothing for a part",
+        help="where the table is, whose other rows stay; without it bench/results for every case "
+        "on every architecture, and none for a part of them",
     )
     return parser
 

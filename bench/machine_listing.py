@@ -118,7 +118,7 @@ def _amd(text: str) -> _Read:
         assert found is not None, f"no .{name}"
         return int(found[1])
 
-    spills = entry("vgpr_spill_count") + entry("sgpr_spill_count")
+    spills = entry("vgpr_spill_count")  # scalar ones go to lanes of vector registers
     _, counts = counted(text, _AMD_INSTRUCTIONS, r"scratch_\w+")
     return entry("vgpr_count"), entry("private_segment_fixed_size"), spills, counts, []
 

@@ -18,8 +18,18 @@ def compact(result: Result) -> str:
     versions = []
     for version, run in result.items():
         rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in run["rows"])
-        versions.append(f'"{version}": {{"date": "{run["date"]}", "rows": [\n{rows}\n]}}')
+        head = f'"date": "{run["date"]}", "of": {run["of"]}'
+        versions.append(f'"{version}": {{{head}, "rows": [\n{rows}\n]}}')
     return "{" + ",\n".join(versions) + "}\n"
+
+
+def joined(before: Result, after: Result) -> Result:
+    """Of each version the rows ``after``, and those ``before`` that these do not replace."""
+    made = before | after
+    for version in before.keys() & after.keys():
+        rows = {_key(r): r for v in (before, after) for r in v[version]["rows"]}
+        made[version] = after[version] | {"rows": list(rows.values())}
+    return made
 
 
 def newest_first(result: Result) -> list[str]:
@@ -29,7 +39,7 @@ def newest_first(result: Result) -> list[str]:
 
 def summary(result: Result) -> list[str]:
     """What passed, by version and architecture."""
-    lines = ["| Triton | compiled on | arch | configurations | without spills | pass |"]
+    lines = ["| Triton | compiled on | arch | cases | without spills | pass |"]
     lines.append("|---|---|---|---|---|---|")
     for version in newest_first(result):
         run = result[version]
@@ -37,9 +47,8 @@ def summary(result: Result) -> list[str]:
             rows = [row for row in run["rows"] if row["arch"] == arch]
             whole = sum(not _spills(row) for row in rows)
             passed = sum(not row["violations"] for row in rows)
-            lines.append(
-                f"| {version} | {run['date']} | {arch} | {len(rows)} | {whole} | {passed} |"
-            )
+            cases = f"{len(rows)} of {run['of']}"
+            lines.append(f"| {version} | {run['date']} | {arch} | {cases} | {whole} | {passed} |")
     return lines
 
 
@@ -62,6 +71,8 @@ def markdown(result: Result) -> str:
         "stores: of 128 bits / narrower ones, whose share includes tables, biases and, in the",
         f"cases with unaligned rows, the whole path of those. Figures are of Triton {newest}; the",
         "last columns say for each version what of the gate (`bench/machine_gate.py`) is broken.",
+        "Of an architecture with fewer cases than there are, the others were not compiled for this",
+        "table: `python -m bench.machine_code` compiles them all.",
         "",
         *summary(result),
     ]

@@ -234,11 +234,12 @@ def test_nothing_to_compile_is_no_success(capsys):
 
 
 def test_the_committed_table_is_of_today_s_cases():
-    """Of the newest Triton every case on every architecture, and all of them pass."""
+    """The newest Triton's: at least the usual cases, on every architecture; all of them pass."""
     kept = json.loads((RESULTS / "machine_code.json").read_text())
     rows = kept[newest_first(kept)[0]]["rows"]
-    wanted = {(c.kernel, str(c), a) for c in cases() for a in machine_code.ARCHITECTURES}
-    assert {(r["kernel"], r["case"], r["arch"]) for r in rows} == wanted
+    known = {(c.kernel, str(c), a) for c in cases() for a in machine_code.ARCHITECTURES}
+    wanted = {(c.kernel, str(c), a) for c in usual() for a in machine_code.ARCHITECTURES}
+    assert wanted <= {(r["kernel"], r["case"], r["arch"]) for r in rows} <= known
     assert [r for run in kept.values() for r in run["rows"] if r["violations"]] == []
     table = (RESULTS / "machine_code.md").read_text()
     assert all(version in table for version in kept)

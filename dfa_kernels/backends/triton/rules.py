@@ -98,7 +98,8 @@ def update_tiles(
     if fly:  # rows that are not whole vectors take an address for every element
         return Tiles((64 if whole else 32) if half else 16, _SIGNS, 64, 8, 2, _ALL)
     if half:
-        return Tiles(64, _SIGNS, columns, 8, 3, _TWO)
+        # mma.sync has its operands in registers too; wgmma and tcgen05 read shared memory.
+        return Tiles(64, _SIGNS, columns, 8, 3, _TWO if device.arch in (90, 100) else _ALL)
     if tf32:
         return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
     return Tiles(16, _SIGNS, 64, 8, 2, _ALL)
