@@ -1,6 +1,6 @@
 # make train: a virtual environment and the main job.  make test: the same, and the tests.
 # make interpreted: the Triton kernels in Triton's interpreter, where there is no GPU; part of `test`.
-# make machine-code: their machine code for sm_90 and sm_80, by the gate; part of `test`. The whole
+# make machine-code: their machine code for sm_90 and sm_120, by the gate; part of `test`. The whole
 # gate: python -m bench.machine_code.
 # make emulated: the CUDA kernels on the CPU, by g++; part of `test`.
 # make asan: Triton's again under AddressSanitizer, which sees what a missing mask reads or writes.
@@ -44,7 +44,7 @@ gpu-rehearsal: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.gpu --dry-run
 
 machine-code: $(READY)
-	$(BIN)/python -m bench.machine_code --usual --arch 90 80
+	$(BIN)/python -m bench.machine_code --usual --arch 90 120
 else
 interpreted machine-code gpu-rehearsal:
 	@echo "no Triton for this system: its kernels are not tested"

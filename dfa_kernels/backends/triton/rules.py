@@ -98,8 +98,11 @@ def update_tiles(
     if fly:  # rows that are not whole vectors take an address for every element
         return Tiles((64 if whole else 32) if half else 16, _SIGNS, 64, 8, 2, _ALL)
     if half:
-        # mma.sync has its operands in registers too; wgmma and tcgen05 read shared memory.
-        return Tiles(64, _SIGNS, columns, 8, 3, _TWO if device.arch in (90, 100) else _ALL)
+        # wgmma and tcgen05 read their operands from shared memory; mma.sync has them in registers,
+        # where those of 64 rows spill.
+        if device.arch in (90, 100) or device.kind != "cuda":
+            return Tiles(64, _SIGNS, columns, 8, 3, _TWO)
+        return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
     if tf32:
         return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
     return Tiles(16, _SIGNS, 64, 8, 2, _ALL)
