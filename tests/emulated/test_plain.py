@@ -108,6 +108,14 @@ def replaced(given, **changed):
     return [*first, last._replace(segments=segments)]
 
 
+def described(changed):
+    """The same in every process, which a tensor's values are not."""
+    ((name, value),) = changed.items()
+    if torch.is_tensor(value):
+        return f"{name} {tuple(value.shape)} {value.stride()} {value.dtype}"
+    return f"{name} {value}"
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -124,7 +132,7 @@ def replaced(given, **changed):
         {"inputs": None},
         {"stream": None},
     ],
-    ids=str,
+    ids=described,
 )
 def test_records_that_are_not_plain(nothing, changed):
     seen = Seen(nothing)

@@ -53,6 +53,7 @@ def tune(monkeypatch, tmp_path):
 
     monkeypatch.setattr(candidates, "update", few)
     monkeypatch.setattr(candidates, "project", few)
+    monkeypatch.setenv(rules.VARIABLE, rules.ON_THE_FLY)  # one launch, unless a test asks for two
     ask.file = tmp_path / FILE
     return ask
 
