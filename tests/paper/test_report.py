@@ -67,8 +67,8 @@ def results(tmp_path):
                 feedback_bytes=1234, environment={"processor": "<b>CPU</b>"}),
         ],
     )  # fmt: skip
-    rows.write(tmp_path / "recommender.json", [row("bp", 0.8, task="recommender", model="deepfm",
-                                                   data="bank", metric="AUC", digits=4)])  # fmt: skip
+    other = {"task": "recommender", "model": "deepfm", "data": "bank", "metric": "AUC"}
+    rows.write(tmp_path / "recommender.json", [row("bp", 0.8, digits=4, **other)])
     (tmp_path / "graph").mkdir()
     (tmp_path / "graph" / "hidden.png").write_bytes(b"picture")
     return tmp_path
