@@ -69,6 +69,7 @@ class FusedUpdate(torch.optim.Optimizer):
         """What a forward pass asks: which parameters are ours; and with update="backward" what the
         node needs of each, made beforehand so that a traced forward pass only reads it."""
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        self._known = [(group, len(group["params"])) for group in self.param_groups]
         for group in self.param_groups:
             if "capturable" in group:  # a checkpoint's is not how this one runs
                 group["capturable"] = self.capturable
@@ -97,6 +98,17 @@ class FusedUpdate(torch.optim.Optimizer):
                 step = self.state.get(p, {}).get("step")
                 if isinstance(step, Tensor) and (self.capturable or not group.get("fused")):
                     self.state[p]["step"] = step.to(p.device if self.capturable else "cpu")
+        self._prepare()
+
+    def _follow_groups(self) -> None:
+        """Notice groups that were exchanged or grew without `add_param_group`, as torch does."""
+        groups = self.param_groups
+        if len(groups) == len(self._known):
+            for group, (known, count) in zip(groups, self._known):  # noqa: B905 (a step's time)
+                if group is not known or len(group["params"]) != count:
+                    break
+            else:
+                return
         self._prepare()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -217,6 +229,7 @@ class FusedUpdate(torch.optim.Optimizer):
         records = self._ledger.records
         if not records:
             return 0
+        self._follow_groups()
         gathered: dict[int, list[_Term]] = {}
         for number, (feedback, entries) in enumerate(records):
             for entry in entries:
@@ -226,7 +239,8 @@ class FusedUpdate(torch.optim.Optimizer):
         rows: dict = {}
         for terms in gathered.values():
             _, _, (_, weight, bias, _) = terms[0]
-            if id(bias) in self._shared or not _expressible(terms, feedback):
+            left = id(weight) not in self._groups  # its group was taken away meanwhile
+            if left or id(bias) in self._shared or not _expressible(terms, feedback):
                 others += terms
                 continue
             step, bias_step = self._update(weight, rows), None
@@ -287,6 +301,8 @@ class FusedUpdate(torch.optim.Optimizer):
 
     def claims(self, parameters: list[Tensor]) -> bool:
         """Whether all of a forward pass's fused parameters are this optimizer's to update."""
+        if not torch.compiler.is_compiling():
+            self._follow_groups()
         for p in parameters:
             if id(p) not in self._groups:
                 return False

@@ -433,6 +433,24 @@ def test_the_same_bits_twice():
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
+@pytest.mark.parametrize("update", ["step", "backward"])
+def test_groups_exchanged_by_hand_are_followed_as_in_torch(update):
+    """A group put in another's place without the last layer, and a list in another's with it."""
+    nets = [network(), network()]
+    ours = dfa.optim.SGD(nets[0], lr=0.1, update=update)
+    theirs = torch.optim.SGD(nets[1].parameters(), lr=0.1)
+    for net, optimizer in zip(nets, (ours, theirs), strict=True):
+        train(net, optimizer, 2)
+        group = optimizer.param_groups[0]
+        optimizer.param_groups[0] = {**group, "lr": 0.3, "params": group["params"][:-2]}
+        train(net, optimizer, 2)
+        last = {**group, "params": group["params"][-2:]}
+        optimizer.param_groups = [*optimizer.param_groups, last]
+        train(net, optimizer, 2)
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_a_group_added_later_is_stepped_too():
     nets = [network() for _ in range(2)]
     optimizers = []
