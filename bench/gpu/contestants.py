@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 import dfa_kernels as dfa
+from bench.gpu.build import cuda_backend
 from bench.gpu.networks import Task
 from bench.gpu.timing import Run
 from dfa_kernels.backends.reference import Reference
 
 LR = 1e-4
 OURS, IN_BACKWARD = "ours", 'ours, update="backward"'
+CUDA = "ours, CUDA backend"
 OURS_COMPILED = 'ours, torch.compile, update="backward"'
 COMPILED, EAGER = "torch.compile'd backpropagation", "eager backpropagation"
 REFERENCE = "torch.compile of our reference backend"
@@ -90,6 +92,24 @@ def _loop(run: Callable, optimizer: torch.optim.Optimizer, task: Task, setting: 
 def ours(task: Task, setting: Setting) -> Run:
     net = dfa.DFA(setting.cast(task.network(fused=True)))
     return _loop(net, setting.fused_optimizer(net), task, setting)
+
+
+def on_cuda(task: Task, setting: Setting) -> Run:
+    """The same step by the kernels of csrc/; everything else as in `ours`.
+
+    Raises:
+        RuntimeError: they are not built.
+    """
+    backend = cuda_backend(setting.device)
+    if backend is None:
+        raise RuntimeError("the CUDA backend is not built")
+    step = ours(task, setting)
+
+    def by_cuda() -> object:
+        with dfa.backends.use(backend):
+            return step()
+
+    return by_cuda
 
 
 def in_backward(task: Task, setting: Setting) -> Run:
@@ -164,6 +184,7 @@ def reference(task: Task, setting: Setting) -> Run:
 #: In the order in which they are built; ours first.
 CONTESTANTS: dict[str, Callable[[Task, Setting], Run]] = {
     OURS: ours,
+    CUDA: on_cuda,
     IN_BACKWARD: in_backward,
     OURS_COMPILED: ours_compiled,
     COMPILED: compiled,

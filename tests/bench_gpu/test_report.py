@@ -87,9 +87,11 @@ def test_an_update_is_held_against_the_products_alone():
 
 
 def test_the_targets_are_the_issues():
-    assert TARGETS == {"project": (0.9, 0.7), "update": (0.0, 0.8)}
+    mma = {"update, mma.sync": (0.0, 0.6)}
+    assert {"project": (0.9, 0.7), "update": (0.0, 0.8), **mma} == TARGETS
     assert (steps.LARGE_TARGET, steps.FIELD_TARGET) == (1.6, 1.6)
     assert (steps.SMALL_TARGET, steps.SMALL_GRAPH_TARGET) == (4.0, 1.5)
+    assert (steps.NARROW_TARGET, steps.FIELD_CUDA_TARGET) == (5.0, 1.0)
     assert steps.REFERENCE_TARGET == 1.15
 
 
