@@ -20,11 +20,21 @@ _FIELDS = (
 )  # fmt: skip
 
 
+#: What a rehearsal says in the place of a GPU, and of nvidia-smi.
+REHEARSED: dict[str, object] = {
+    "device": "no device: a rehearsal", "capability": "9.0", "multiprocessors": 8,
+    "memory_gb": 0.0, "l2_mb": 0.0, "cuda": "none",
+}  # fmt: skip
+REHEARSED_SMI = "0.0, 0 MHz, 0 MHz, 0 MHz, 0 W, 0 W, 0, Disabled, [N/A]"
+
+
 def describe(context: Context) -> None:
     """Facts, one a row."""
     found: dict[str, object] = dict(environment.describe())
     found["triton"] = version("triton")
-    if context.device.type == "cuda":
+    if context.tiny:
+        found |= REHEARSED | _fields(REHEARSED_SMI)
+    elif context.device.type == "cuda":
         properties = torch.cuda.get_device_properties(context.device)
         found["device"] = properties.name
         found["capability"] = f"{properties.major}.{properties.minor}"
@@ -32,7 +42,7 @@ def describe(context: Context) -> None:
         found["memory_gb"] = round(properties.total_memory / 1e9, 1)
         found["l2_mb"] = round(getattr(properties, "L2_cache_size", 0) / 1e6, 1)
         found["cuda"] = torch.version.cuda or torch.version.hip
-        found.update(_smi())
+        found |= _smi()
     for name in ("pytest", "xdist", "numpy", "matplotlib"):
         if importlib.util.find_spec(name) is None:
             context.say(f"{name} is not installed.")
@@ -60,9 +70,13 @@ def slug(name: str) -> str:
 def _smi() -> dict[str, str]:
     command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader"]
     try:
-        values = _output(command).splitlines()[0].split(",")
+        return _fields(_output(command).splitlines()[0])
     except (OSError, subprocess.SubprocessError, IndexError):
         return {"nvidia-smi": "not there"}
+
+
+def _fields(line: str) -> dict[str, str]:
+    values = line.split(",")
     return {f"smi {k}": v.strip() for k, v in zip(_FIELDS, values, strict=False)}
 
 
