@@ -23,7 +23,7 @@ from dfa_kernels.training import InputError
 FORMAT = 1
 
 #: What the others of a shape and dtype are divided by.
-BASELINE = "backpropagation, compiled"
+BASELINE = "bp-compiled"
 
 FASTER, SLOWER, UNDECIDED = "faster", "slower", "undecided"
 VERDICTS = (FASTER, SLOWER, UNDECIDED)
@@ -62,9 +62,9 @@ class Row:
     mathematics, and ``tflops`` and ``gbps`` with them; ``launches``: operations that PyTorch hands
     to the device in a step. The percentages are of `Ceilings`, the last that of the time which
     launching so many takes.
-    ``peak_memory_bytes``: of the process over a bare one; ``in_use_bytes``: the same without what
-    malloc keeps of freed blocks; on a GPU both are the allocator's count. ``feedback_bytes``: held
-    for B. ``error``: a sentence where it died, else null; what was measured before stays.
+    ``peak_memory_bytes``: of what the step has in use, weights and optimizer state among it.
+    ``feedback_bytes``: held for B. ``error``: a sentence where it died, else null; what was
+    measured before stays.
     """
 
     contestant: str
@@ -87,7 +87,6 @@ class Row:
     percent_of_bandwidth: float | None = None
     percent_of_launches: float | None = None
     peak_memory_bytes: int | None = None
-    in_use_bytes: int | None = None
     feedback_bytes: int | None = None
     rounds: int = 0
     samples_ms: tuple[float, ...] = ()

@@ -50,7 +50,6 @@ def row(contestant, method, shape, samples, base, **others):
         percent_of_bandwidth=12 * weights / middle / 1e6 / 20 * 100,
         percent_of_launches=40 * 1.5e-3 / middle * 100,
         peak_memory_bytes=16 * weights,
-        in_use_bytes=14 * weights,
         feedback_bytes=0 if method == "bp" else outputs * width,
         rounds=len(samples),
         samples_ms=tuple(samples),
@@ -65,8 +64,8 @@ def result():
         base = [scale * (4 + 0.1 * (i % 7)) for i in range(20)]
         rows += [
             row(BASELINE, "bp", shape, base, base),
-            row("dfa_kernels", "dfa", shape, [0.7 * b + 0.01 for b in base], base),
-            row("hand-written DFA", "dfa", shape, [b * n for b, n in zip(base, NOISE, strict=True)],
+            row("reference", "dfa", shape, [0.7 * b + 0.01 for b in base], base),
+            row("hand-written-dfa", "dfa", shape, [b * n for b, n in zip(base, NOISE, strict=True)],
                 base),
         ]  # fmt: skip
     died = "RuntimeError: the card fell out"
@@ -78,7 +77,7 @@ def result():
     curves = [
         Curve(name, method, "width", (256, 4, 512, 10), "float32", "cpu", tuple(points),
               (1.8, 0.02), (2.0, 0.0))
-        for name, method in ((BASELINE, "bp"), ("dfa_kernels", "dfa"))
+        for name, method in ((BASELINE, "bp"), ("reference", "dfa"))
     ]  # fmt: skip
     return Result(
         environment={
@@ -89,11 +88,11 @@ def result():
         rows=tuple(rows),
         scaling=tuple(curves),
         crossovers=(
-            Crossover("width", "dfa_kernels", BASELINE, (256, 4, 512, 10), "float32", "cpu", 96.0,
-                      False, "From a width of about 96 on, dfa_kernels is faster."),
+            Crossover("width", "reference", BASELINE, (256, 4, 512, 10), "float32", "cpu", 96.0,
+                      False, "From a width of about 96 on, reference is faster."),
         ),
         predictions=(
-            Prediction("dfa_kernels", "dfa", SHAPES[0], "float32", "cpu", 3.1, 2.9, False),
+            Prediction("reference", "dfa", SHAPES[0], "float32", "cpu", 3.1, 2.9, False),
         ),
         notes=("TinyDFA is not installed: No module named 'tinydfa'.",),
     )  # fmt: skip
