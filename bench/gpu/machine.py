@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import subprocess
 from importlib.metadata import version
 
@@ -27,11 +26,6 @@ def describe(context: Context) -> None:
             context.say(f"{name} is not installed.")
     for name, value in found.items():
         context.emit(fact(name, value))
-
-
-def slug(name: str) -> str:
-    """A folder's name for a device: "NVIDIA H200" is nvidia-h200."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
 def _smi() -> dict[str, str]:

@@ -14,12 +14,24 @@ from typing import Any
 
 import torch
 
-from dfa_kernels.throughput import ceilings, environment, lineup, memory, result, rows, table
+from dfa_kernels.throughput import (
+    ceilings,
+    environment,
+    lineup,
+    memory,
+    result,
+    rows,
+    scaling,
+    table,
+)
 from dfa_kernels.throughput.job import Job
 from dfa_kernels.throughput.options import Options, prepare
 from dfa_kernels.throughput.result import BASELINE, Result
 from dfa_kernels.throughput.runner import Interrupted, events
 from dfa_kernels.training import InputError
+
+#: For each place on the scaling curves, after its first rounds.
+SCALING_SECONDS = 1.0
 
 
 class Book:
@@ -73,6 +85,8 @@ def measure(
         _time(options, book)
         if with_memory:
             _weigh(options.jobs(), book)
+        if with_scaling:
+            _scale(options, book, with_memory)
     except (Interrupted, KeyboardInterrupt):
         status = 130
     table.show(book.result, table.console())
@@ -102,6 +116,39 @@ def _time(options: Options, book: Book) -> None:
     book.add(notes=tuple(f"{name} is not installed: {why}." for name, why in absent.items()))
     if any(row.contestant == BASELINE and row.ms is None for row in book.result.rows):
         book.add(notes=(f"Where {BASELINE} died there is no ratio: see its error.",))
+
+
+def _scale(options: Options, book: Book, with_memory: bool) -> None:
+    """Curves of eager backpropagation and what is usual here, or of who was asked for: compilation
+    would take longer than all the steps."""
+    kind = torch.device(options.device).type
+    names = [scaling.BACKPROPAGATION, lineup.chosen(torch.device(options.device))]
+    if options.asked:
+        names += [name for name in options.contestants if name != BASELINE]
+    methods = {name: lineup.named(name).method for name in dict.fromkeys(names)}
+    job = options.of(tuple(methods), SCALING_SECONDS).job(scaling.BASE[kind], options.dtypes[0])
+    jobs = scaling.jobs(job, kind)
+    found = scaling.Scaling.empty()
+    place = 0
+    for event in events(jobs):
+        if event["event"] == "begun":
+            place = event["job"]
+            _say(f"scaling, {place + 1} of {len(jobs)}: {jobs[place].where} …")
+        else:
+            found.take(jobs[place].shape, event)
+        if event["event"] == "measured":
+            book.put(scaling=tuple(scaling.curves(found, methods, job, kind)))
+    if with_memory:
+        _say("scaling, peak memory …")
+        for weighed in memory.measured(jobs):
+            found.weigh(weighed)
+    made = scaling.curves(found, methods, job, kind)
+    fitted = scaling.constants(made)
+    book.put(
+        scaling=tuple(made),
+        crossovers=tuple(scaling.crossovers(fitted, methods, job, kind)),
+        predictions=tuple(scaling.predictions(fitted, made, book.result.rows)),
+    )
 
 
 def _weigh(jobs: Sequence[Job], book: Book) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -67,6 +68,11 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.strip() + ("+" if changed.strip() else "")
+
+
+def slug(name: str) -> str:
+    """As a device's file or folder is called: "NVIDIA H200" is nvidia-h200."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
 def said(command: list[str]) -> str:

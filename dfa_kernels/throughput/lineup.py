@@ -79,14 +79,25 @@ def usual(device: torch.device) -> tuple[list[str], list[str]]:
     The backend that is chosen automatically shows its other ways too.
     """
     names, notes = list(FIXED), []
-    chosen, _ = backends.chosen(device)
     for backend, reason in backends.available(device).items():
         if reason is not None:
             notes.append(f"{backend} cannot run on {device}: {reason}.")
         else:
             names.append(backend)
-    names += [f"{chosen}/{way}" for way in _WAYS]
+    names += [f"{chosen(device)}/{way}" for way in _WAYS]
     return names, notes
+
+
+def chosen(device: torch.device) -> str:
+    """The backend that is chosen on a device.
+
+    Raises:
+        InputError: the one that DFA_KERNELS_BACKEND names cannot run there.
+    """
+    try:
+        return backends.chosen(device)[0]
+    except (ValueError, RuntimeError) as refused:
+        raise InputError(str(refused)) from None
 
 
 def bring(modules: Sequence[str]) -> list[str]:

@@ -36,10 +36,11 @@ FILE = "throughput.json"
 
 @dataclass(frozen=True)
 class Options:
-    """``seconds``: for each shape in each dtype, after 9 rounds. ``notes``: sentences on who cannot
-    take part."""
+    """``asked``: whether the contestants were named. ``seconds``: for each shape in each dtype,
+    after 9 rounds. ``notes``: sentences on who cannot take part."""
 
     contestants: tuple[str, ...]
+    asked: bool
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
     device: str
@@ -71,6 +72,7 @@ class Options:
         default = SHAPES["cuda" if device.type == "cuda" else "cpu"]
         options = cls(
             contestants=tuple(dict.fromkeys(names)),
+            asked=bool(given.get("contestant")),
             shapes=tuple(dict.fromkeys(map(parse_shape, texts))) or default,
             dtypes=tuple(dict.fromkeys(given.get("dtype", ()))) or ("float32",),
             device=str(device),

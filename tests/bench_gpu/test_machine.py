@@ -24,4 +24,4 @@ def test_the_machine_on_cuda(monkeypatch):
     assert facts["capability"] == "9.0"
     assert facts["multiprocessors"] == 132
     assert facts["smi driver_version"] == "580.1"
-    assert machine.slug(facts["device"]) == "nvidia-h200"
+    assert machine.environment.slug(facts["device"]) == "nvidia-h200"
