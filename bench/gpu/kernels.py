@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.gpu import build, contestants, counting
+from bench.gpu import build, contestants
 from bench.gpu.contestants import Setting
 from bench.gpu.context import Context
 from bench.gpu.rows import compared, timed
-from bench.gpu.timing import Run, kernel, rounds
 from dfa_kernels import backends, ops
 from dfa_kernels.backends.contract import HEAD, RULES, Layer, Point
 from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.feedback import Feedback
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.timing import Run, kernel, rounds
 
 #: Error widths of `project`'s rows.
 ERRORS = (10, 32, 64, 128, 256, 512)

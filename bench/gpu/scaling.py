@@ -9,9 +9,9 @@ import torch
 
 from bench.gpu.contestants import CONTESTANTS, EAGER, OURS, Setting
 from bench.gpu.context import Context
-from bench.gpu.networks import MLP
 from bench.gpu.rows import compared
-from bench.gpu.timing import rounds, warm
+from dfa_kernels.throughput.networks import MLP
+from dfa_kernels.throughput.timing import rounds, warm
 
 #: batch, inputs, depth, width, outputs.
 MIDDLE, TINY = MLP(2048, 1024, 8, 1024, 100), MLP(8, 16, 2, 16, 4)
@@ -38,14 +38,14 @@ def shapes(context: Context) -> list[MLP]:
 
 
 def curves(context: Context) -> None:
-    setting = Setting(context.device)
+    setting = Setting(context.device, "autocast", "adamw")
     every = shapes(context)
     for number, shape in enumerate(every):
         if context.left() < 3 and not context.tiny:
             context.say(f"{len(every) - number} shapes of {len(every)} were left out: no time")
             return
         try:
-            steps = {name: CONTESTANTS[name](shape, setting) for name in (OURS, EAGER)}
+            steps = {name: CONTESTANTS[name](shape, setting).run for name in (OURS, EAGER)}
             for step in steps.values():
                 warm(step, context.device, context.pick(5, 1))
         except torch.OutOfMemoryError:
