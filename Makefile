@@ -6,7 +6,8 @@
 # make asan: Triton's again under AddressSanitizer, which sees what a missing mask reads or writes.
 # make installs: wheels and what they say: from an sdist, without nvcc, with the toolkit from PyPI.
 # make gpu: tests and figures on a GPU, from the checkout, by a Python that has torch and Triton.
-# make gpu-rehearsal: the same on the CPU, tiny, so that a GPU's time is not spent on a typing error.
+# make gpu-rehearsal: the same on the CPU, tiny, so that a GPU's time is not spent on a typing error;
+# again under Python 3.12 with the torch and the Triton that such machines have, where there is one.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,6 +16,11 @@ READY  := $(VENV)/.ready
 
 # Triton's oldest supported version, beside the one that constraints.txt names.
 OLDEST := $(VENV)/triton-3.6
+
+# A Python 3.12 that runs, and the environment of its rehearsal.
+PYTHON312 ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python3.12; do \
+	"$$p" -c "" 2>/dev/null && echo "$$p" && break; done)
+REHEARSAL := $(VENV)/python3.12
 
 # Where there is an nvcc, csrc/ is compiled for one architecture: the PTX of it runs on later GPUs.
 export DFA_KERNELS_CUDA_ARCHS ?= 80
@@ -40,8 +46,13 @@ interpreted: $(OLDEST)
 	$(INTERPRETED)
 	PYTHONPATH=$(OLDEST) $(INTERPRETED) --deselect tests/interpreted/test_conformance.py
 
-gpu-rehearsal: $(READY)
+gpu-rehearsal: $(READY) $(if $(PYTHON312),$(REHEARSAL)/.ready)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.gpu --dry-run
+ifneq ($(PYTHON312),)
+	OMP_NUM_THREADS=1 $(REHEARSAL)/bin/python -m bench.gpu --dry-run
+else
+	@echo "no Python 3.12 here: the rehearsal with torch 2.11 and Triton 3.6 is left out"
+endif
 
 machine-code: $(READY)
 	$(BIN)/python -m bench.machine_code --usual --arch 90 120
@@ -83,6 +94,11 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 $(OLDEST): $(READY) constraints-triton-3.6.txt
 	rm -rf $@
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ --requirement constraints-triton-3.6.txt
+	touch $@
+
+$(REHEARSAL)/.ready: constraints-rehearsal.txt
+	$(PYTHON312) -m venv --clear $(REHEARSAL)
+	$(REHEARSAL)/bin/python -m pip install --quiet --requirement constraints-rehearsal.txt
 	touch $@
 
 clean:

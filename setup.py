@@ -10,6 +10,7 @@ Metadata is in pyproject.toml. Two variables say what is wanted:
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -136,14 +137,12 @@ def compile_module(toolkit: Toolkit, wanted: tuple[int, ...], target: Path, scra
     Raises:
         CannotCompileError: a command fails; what it said is printed.
     """
-    import pybind11
-
     scratch.mkdir(parents=True, exist_ok=True)
     cores = os.cpu_count() or 1
     threads = max(1, cores // len(SOURCES))
     common = [
         "-std=c++17", "-O3", "-DNDEBUG", f'-DDFA_VERSION="{version()}"', f"-I{ROOT / 'csrc'}",
-        "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{pybind11.get_include()}",
+        "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{pybind11_headers()}",
         f"-I{sysconfig.get_path('include')}",
     ]  # fmt: skip
     kernels = [*gencode(wanted), f"--threads={threads}", "-Xptxas=-warn-spills"]
@@ -162,6 +161,25 @@ def compile_module(toolkit: Toolkit, wanted: tuple[int, ...], target: Path, scra
     _run([toolkit.nvcc, "-shared", *hidden, *folders, *objects, "-o", linked])
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(linked, target)
+
+
+def pybind11_headers() -> str:
+    """The folder of pybind11's own, or of those that every torch brings.
+
+    Raises:
+        CannotCompileError: there are neither.
+    """
+    try:
+        import pybind11
+
+        return pybind11.get_include()
+    except ImportError:
+        pass
+    torch = importlib.util.find_spec("torch")
+    for folder in (torch and torch.submodule_search_locations) or ():
+        if (Path(folder) / "include/pybind11/pybind11.h").exists():
+            return str(Path(folder) / "include")
+    raise CannotCompileError("there is no pybind11, and no torch that brings its headers")
 
 
 def _run(command: list[Any]) -> None:

@@ -65,5 +65,11 @@ def test_the_targets_are_those_of_the_code():
         (f"NeRF's MLP, N {field.batch:,}", steps.FIELD_TARGET),
     ):
         assert f"{step}, against compiled backpropagation | ≥ {target:g} ×" in MISSING
+    mma = rows.TARGETS["update, mma.sync"].products * 100
+    assert f"≥ {mma:.0f} % of the products' rate | part `update-cuda`" in MISSING
+    narrow = steps.NARROW
+    named = f"MLP {narrow.depth} × {narrow.width}, N {narrow.batch}, AdamW, against eager"
+    assert f"{named} backpropagation | ≥ {steps.NARROW_TARGET:g} ×" in MISSING
+    assert f"against Triton's | ≥ {steps.FIELD_CUDA_TARGET:g} ×" in MISSING
     assert f"≥ {steps.SMALL_GRAPH_TARGET:g} ×" in MISSING
     assert f"≥ {steps.REFERENCE_TARGET:g} ×" in MISSING

@@ -1,8 +1,10 @@
 """What the Triton backend does on a GPU: `python -m bench.gpu`, at most 8 minutes on an H200.
 
-Tests, then ceilings, then every figure against them, from a checkout, without a network. Each
-result is in OUT/DEVICE/gpu.{json,md} as soon as it is there. Exit status: 0 if all tests passed,
-figures missed or not; 1 if a test or a part failed, or not all tests ran; 2 where nothing can run.
+csrc/ compiled, the emulator's vectors, tests, then ceilings, then every figure against them, from a
+checkout, without a network. Each result is in OUT/DEVICE/gpu.{json,md} as soon as it is there; the
+same command at the same commit goes on with the parts that are not done. Exit status: 0 if all
+tests passed, figures missed or not; 1 if a test or a part failed, or not all tests ran; 2 where
+nothing can run.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     import torch
 
-    from bench.gpu import machine, supervisor
+    from bench.gpu import supervisor
     from bench.gpu.parts import PARTS
+    from dfa_kernels.throughput import environment
 
     names = options.only or [n for n, p in PARTS.items() if not p.asked or options.dry_run]
     if unknown := [n for n in names if n not in PARTS]:
@@ -40,12 +43,15 @@ def main(arguments: list[str] | None = None) -> int:
         parts, seconds = {n: p._replace(least=0.0, most=600.0) for n, p in PARTS.items()}, 3600.0
     elif torch.cuda.is_available():
         name = options.device or torch.cuda.get_device_properties(0).name
-        folder = Path(options.out) / machine.slug(name)
+        folder = Path(options.out) / environment.slug(name)
     else:
         return _refuse("torch sees no GPU here")
+    book = _Book(folder, options.commit or environment.commit(), options.dry_run)
     if (folder / "gpu.json").exists() and not options.overwrite:
-        return _refuse(f"{folder} holds the results of another run: --overwrite, or another --out")
-    book = _Book(folder, options.commit or machine.commit(), options.dry_run)
+        try:
+            names = book.resume(names)
+        except ValueError as other:
+            return _refuse(f"{folder} holds {other}: --overwrite, or another --out")
     worker = supervisor.Worker("cpu" if options.dry_run else "cuda", options.dry_run)
     budget = supervisor.Budget(seconds)
     supervisor.end_on_terminate()
@@ -66,6 +72,32 @@ class _Book:
         self._results: dict[str, Any] = {}
         self._start = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
+
+    def resume(self, names: list[str]) -> list[str]:
+        """Take over what is done, of the run of this commit whose file is there; the rest of
+        ``names``.
+
+        Raises:
+            ValueError: the file is of another run, or no result at all.
+        """
+        from bench.gpu import supervisor
+
+        try:
+            held = json.loads((self._folder / "gpu.json").read_text())
+            commit, parts = held["commit"], held["parts"]
+            done = {
+                name: supervisor.Result(part["status"], part["seconds"], part["rows"], "")
+                for name, part in parts.items()
+                if part["status"] == supervisor.DONE
+            }
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError("a gpu.json that is no result") from None
+        if commit != self._commit or commit.endswith("+") or commit == "unknown":
+            raise ValueError(f"the results of another run, at commit {commit}")
+        self._results = done
+        left = [name for name in names if name not in done]
+        print(f"{len(done)} parts are done already; {len(left)} to go")
+        return left
 
     def write(self, part: str, result: Any) -> None:
         """Of a part under way, or at its end, which is told."""

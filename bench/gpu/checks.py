@@ -44,12 +44,12 @@ class Case(NamedTuple):
         return f"{self.module}.py::{self.function}" + (f"[{self.label}]" if self.label else "")
 
 
-def collected(folder: Path) -> list[Case]:
-    """Every test of ``folder``; those that compile longest happen to be in the last files, which
-    therefore come first."""
+def collected(folder: Path, pattern: str = "test_*.py") -> list[Case]:
+    """Every test of ``folder``'s files; those that compile longest happen to be in the last of
+    them, which therefore come first."""
     label = _module(folder, "gpu_cases").label
     found = []
-    for file in sorted(folder.glob("test_*.py"), reverse=True):
+    for file in sorted(folder.glob(pattern), reverse=True):
         for name, function in vars(_module(folder, file.stem)).items():
             if not name.startswith("test_"):
                 continue
@@ -75,10 +75,22 @@ def run_one(test: Case, context: Context) -> None:
         context.say(str(skipped))
 
 
+#: What comes before all other tests: whether the hardware does what the emulator takes it to do.
+VECTORS = "test_gpu_vectors.py"
+
+
+def vectors(context: Context) -> None:
+    """The emulator's, in one process: nothing in them is compiled but once."""
+    every = collected(TESTS, VECTORS)
+    context.emit(fact("tests", len(every)))
+    make = functools.partial(Worker, context.device.type, context.tiny, grace=1.0)
+    run_tests(every, 1, make, context)
+
+
 def tests(context: Context) -> None:
-    """All of them, several at a time."""
+    """All others, several at a time."""
     count = 1 if context.tiny else min(WORKERS, os.cpu_count() or 1)
-    every = collected(TESTS)
+    every = [test for test in collected(TESTS) if f"{test.module}.py" != VECTORS]
     context.emit(fact("tests", len(every)))
     context.say(f"They ran in {count} processes; pytest runs the same where it is installed.")
     make = functools.partial(Worker, context.device.type, context.tiny, grace=1.0)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from bench.gpu import contestants, counting
+from bench.gpu import build, contestants
 from bench.gpu.contestants import Setting
 from bench.gpu.context import Context
 from bench.gpu.rows import compared, timed
-from bench.gpu.timing import Run, kernel, rounds
-from dfa_kernels import ops
+from dfa_kernels import backends, ops
 from dfa_kernels.backends.contract import HEAD, RULES, Layer, Point
 from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
 from dfa_kernels.backends.reference import Reference
-from dfa_kernels.backends.triton import project, rules, update
-from dfa_kernels.backends.triton.launch import Launch, Launcher
 from dfa_kernels.feedback import Feedback
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.timing import Run, kernel, rounds
 
 #: Error widths of `project`'s rows.
 ERRORS = (10, 32, 64, 128, 256, 512)
@@ -24,9 +28,42 @@ ERRORS = (10, 32, 64, 128, 256, 512)
 LAYERS = 8, 2
 
 
-def prepared(launches: list[Launch], device: torch.device, *keep: object) -> Run:
+class Kernels(NamedTuple):
+    """A backend's: `launches` of its project and update, told by its rules, run by its launcher."""
+
+    suffix: str  # of the rows' names
+    project: ModuleType
+    update: ModuleType
+    rules: ModuleType
+    launcher: Callable[[], Any]
+    update_target: str
+
+
+def triton() -> Kernels:
+    from dfa_kernels.backends.triton import launch, project, rules, update
+
+    return Kernels("", project, update, rules, launch.Launcher, "update")
+
+
+def cuda(device: torch.device) -> Kernels:
+    """Those of csrc/.
+
+    Raises:
+        RuntimeError: they are not built.
+    """
+    from dfa_kernels.backends.cuda import launch, project, rules, update
+
+    name = build.cuda_backend(device)
+    if name is None:
+        raise RuntimeError("the CUDA backend is not built")
+    core = backends.get(name)._core()  # type: ignore[attr-defined]
+    launcher = functools.partial(launch.Launcher, core)
+    return Kernels(", CUDA backend", project, update, rules, launcher, "update, mma.sync")
+
+
+def prepared(kernels: Kernels, launches: list[Any], device: torch.device, *keep: object) -> Run:
     """The launches, to be run over and over; they hold addresses alone, of what ``keep`` keeps."""
-    launcher = Launcher()
+    launcher = kernels.launcher()
 
     def run() -> object:
         launcher.run(launches, device)
@@ -35,37 +72,59 @@ def prepared(launches: list[Launch], device: torch.device, *keep: object) -> Run
     return run
 
 
-def projections(context: Context, dtype: torch.dtype = torch.bfloat16) -> None:
+def projections(context: Context) -> None:
+    _projections(context, triton(), ERRORS)
+
+
+def cuda_projections(context: Context) -> None:
+    _projections(context, cuda(context.device), ERRORS[::2])
+
+
+def _projections(context: Context, kernels: Kernels, errors: tuple[int, ...]) -> None:
     """δ of 8 fused layers: f′ read from h, δ written; one B for all, and one for each."""
     n, d = context.pick((8192, 4096), (16, 64))
     layers = context.pick(*LAYERS)
-    device, rate = context.device, _name(dtype)
+    device, dtype, rate = context.device, torch.bfloat16, "bf16"
     saved = [torch.randn(n, d, device=device, dtype=dtype).tanh_() for _ in range(layers)]
     out = [torch.empty_like(h) for h in saved]
-    errors = context.pick(ERRORS, ERRORS[:2])
+    errors = context.pick(errors, errors[:2])
     cases = [(shared, e) for shared in (True, False) for e in errors]
     for shared, e in cases:
         error = torch.randn(n, e, device=device, dtype=dtype)
-        run = prepared(of_layers(error, saved, out, shared, device), device, error)
+        launches = of_layers(kernels, error, saved, out, shared, device)
+        run = prepared(kernels, launches, device, error)
         times = kernel(run, device, context.share(len(cases)), context.least)
         work = counting.project(n, e, [d] * layers, shared, dtype.itemsize)
         whose = "one B" if shared else "a B each"
-        name = f"project, {layers} layers of {d}, N {n}, E {e}, {whose}, {rate}"
+        name = f"project, {layers} layers of {d}, N {n}, E {e}, {whose}, {rate}{kernels.suffix}"
         context.emit(timed(name, times, work, rate, "project"))
 
 
 def of_layers(
-    error: Tensor, saved: list[Tensor], out: list[Tensor], shared: bool, device: torch.device
-) -> list[Launch]:
+    kernels: Kernels,
+    error: Tensor,
+    saved: list[Tensor],
+    out: list[Tensor],
+    shared: bool,
+    device: torch.device,
+) -> list[Any]:
     """`project` of fused tanh layers."""
     targets = [Target(o, h.shape[1], 1, h, "tanh") for h, o in zip(saved, out, strict=True)]
     groups = [Group(error, 0.01, 0, targets)]
     if not shared:
         groups = [Group(error, 0.01, i, [t]) for i, t in enumerate(targets)]
-    return project.launches(groups, Feedback(), rules.device_of(device))
+    return kernels.project.launches(groups, Feedback(), kernels.rules.device_of(device))
 
 
 def updates(context: Context) -> None:
+    _updates(context, triton())
+
+
+def cuda_updates(context: Context) -> None:
+    _updates(context, cuda(context.device))
+
+
+def _updates(context: Context, kernels: Kernels) -> None:
     """dW, db and AdamW's step for 8 layers, δ given; fp32 parameters and states, then bf16."""
     n, d = context.pick((8192, 4096), (16, 64))
     layers = context.pick(*LAYERS)
@@ -74,18 +133,19 @@ def updates(context: Context) -> None:
     delta = [torch.randn(n, d, device=device, dtype=bf16) for _ in range(layers)]
     sizes = [(d, d)] * layers
     shape = f"{layers} × {d}², N {n}, bf16"
-    cases = [("adamw", torch.float32, "update"), ("adamw", bf16, "update"), ("sgd", bf16, None)]
+    held = kernels.update_target
+    cases = [("adamw", torch.float32, held), ("adamw", bf16, held), ("sgd", bf16, None)]
     for rule, dtype, target in cases:
-        run = of_weights(rule, dtype, x, delta)
+        run = of_weights(kernels, rule, dtype, x, delta)
         times = kernel(run, device, context.share(4), context.least)
         states = len(RULES[rule].states)
         work = counting.update(n, sizes, bf16.itemsize, dtype.itemsize, states)
-        name = f"update with {rule}, {shape}, {_name(dtype)} parameters"
+        name = f"update with {rule}, {shape}, {_name(dtype)} parameters{kernels.suffix}"
         context.emit(timed(name, times, work, "bf16", target))
-    run = of_weights("store", bf16, x, delta)
+    run = of_weights(kernels, "store", bf16, x, delta)
     times = kernel(run, device, context.share(4), context.least)
     work = counting.store(n, sizes, bf16.itemsize, bf16.itemsize)
-    context.emit(timed(f"update, gradients stored, {shape}", times, work))
+    context.emit(timed(f"update, gradients stored, {shape}{kernels.suffix}", times, work))
 
 
 _HYPER = {
@@ -95,7 +155,9 @@ _HYPER = {
 }
 
 
-def of_weights(rule: str, dtype: torch.dtype, x: list[Tensor], delta: list[Tensor]) -> Run:
+def of_weights(
+    kernels: Kernels, rule: str, dtype: torch.dtype, x: list[Tensor], delta: list[Tensor]
+) -> Run:
     """`update` of layers whose δ is stored, with fresh parameters and states."""
     device = x[0].device
 
@@ -109,8 +171,8 @@ def of_weights(rule: str, dtype: torch.dtype, x: list[Tensor], delta: list[Tenso
         Grouped(applied(s.shape[1], i.shape[1]), applied(s.shape[1]), [Term(i, s)])
         for i, s in zip(x, delta, strict=True)
     ]
-    made = update.launches(rule, Feedback(), grouped, rules.device_of(device))
-    return prepared(made, device, grouped)
+    made = kernels.update.launches(rule, Feedback(), grouped, kernels.rules.device_of(device))
+    return prepared(kernels, made, device, grouped)
 
 
 def against_reference(context: Context) -> None:

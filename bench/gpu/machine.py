@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import subprocess
 from importlib.metadata import version
-from pathlib import Path
 
-import torch
-
-from bench import environment
 from bench.gpu.context import Context
 from bench.gpu.rows import fact
+from dfa_kernels.throughput import environment
 
 _FIELDS = (
     "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit",
@@ -20,19 +16,21 @@ _FIELDS = (
 )  # fmt: skip
 
 
+#: What a rehearsal says in the place of a GPU, and of nvidia-smi.
+REHEARSED: dict[str, object] = {
+    "device": "no device: a rehearsal", "capability": "9.0", "multiprocessors": 8,
+    "memory_gb": 0.0, "l2_mb": 0.0, "cuda": "none",
+}  # fmt: skip
+REHEARSED_SMI = "0.0, 0 MHz, 0 MHz, 0 MHz, 0 W, 0 W, 0, Disabled, [N/A]"
+
+
 def describe(context: Context) -> None:
     """Facts, one a row."""
-    found: dict[str, object] = dict(environment.describe())
-    found["triton"] = version("triton")
-    if context.device.type == "cuda":
-        properties = torch.cuda.get_device_properties(context.device)
-        found["device"] = properties.name
-        found["capability"] = f"{properties.major}.{properties.minor}"
-        found["multiprocessors"] = properties.multi_processor_count
-        found["memory_gb"] = round(properties.total_memory / 1e9, 1)
-        found["l2_mb"] = round(getattr(properties, "L2_cache_size", 0) / 1e6, 1)
-        found["cuda"] = torch.version.cuda or torch.version.hip
-        found.update(_smi())
+    found: dict[str, object] = {**environment.describe(), "triton": version("triton")}
+    if context.tiny:
+        found |= REHEARSED | _fields(REHEARSED_SMI)
+    elif context.device.type == "cuda":
+        found |= {**environment.gpu(context.device), **_smi()}
     for name in ("pytest", "xdist", "numpy", "matplotlib"):
         if importlib.util.find_spec(name) is None:
             context.say(f"{name} is not installed.")
@@ -40,31 +38,14 @@ def describe(context: Context) -> None:
         context.emit(fact(name, value))
 
 
-def commit() -> str:
-    """The checkout's, with a + where it has changes; "unknown" without git."""
-    root = Path(__file__).parents[2]
-    try:
-        git = ["git", "-c", f"safe.directory={root}", "-C", str(root)]
-        head = _output([*git, "rev-parse", "--short=12", "HEAD"])
-        changed = _output([*git, "status", "--porcelain", "-uno"])
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return head.strip() + ("+" if changed.strip() else "")
-
-
-def slug(name: str) -> str:
-    """A folder's name for a device: "NVIDIA H200" is nvidia-h200."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
-
-
 def _smi() -> dict[str, str]:
     command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader"]
     try:
-        values = _output(command).splitlines()[0].split(",")
+        return _fields(environment.said(command).splitlines()[0])
     except (OSError, subprocess.SubprocessError, IndexError):
         return {"nvidia-smi": "not there"}
+
+
+def _fields(line: str) -> dict[str, str]:
+    values = line.split(",")
     return {f"smi {k}": v.strip() for k, v in zip(_FIELDS, values, strict=False)}
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout

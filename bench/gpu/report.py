@@ -45,7 +45,7 @@ def _failed(row: Row) -> bool:
 def markdown(report: dict[str, Any]) -> str:
     """What a reader wants first comes first: targets, then each part."""
     parts = report["parts"]
-    lines = ["# The Triton backend on a GPU", ""]
+    lines = ["# The kernels on a GPU", ""]
     if report["rehearsal"]:
         lines += ["**A rehearsal on a CPU: no figure here means anything.**", ""]
     lines += [f"Written by `python -m bench.gpu` at commit {report['commit']}.", ""]
@@ -96,7 +96,8 @@ def _goal(row: Row) -> tuple[str, ...]:
         wanted = str(TARGETS[row["target"]])
         return row["name"], wanted, _share(row), verdict
     if row["kind"] == "compared":
-        against = f"{row['name']}; against {row['against']}"
+        who = f": {row['ours']}" if "ours" in row else ""
+        against = f"{row['name']}{who}; against {row['against']}"
         return against, f"≥ {row['target']:g} ×", _ratio(row), verdict
     return row["name"], _value(row["wanted"], row), _value(row["value"], row), verdict
 

@@ -6,33 +6,17 @@ Whether a target is reached is decided by the quartiles: where they straddle it,
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench.gpu import counting
-from bench.gpu.counting import Work
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.counting import Work
+from dfa_kernels.throughput.spread import Spread, spread
 
 Row = dict[str, Any]
 
 REACHED, MISSED, UNDECIDED = "reached", "missed", "undecided"
-
-
-class Spread(NamedTuple):
-    """A median between its quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(samples: Sequence[float]) -> Spread:
-    """Of one sample or more."""
-    if len(samples) == 1:
-        return Spread(samples[0], samples[0], samples[0])
-    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Spread(middle, low, high)
 
 
 def verdict(value: Spread, target: float) -> str:
@@ -124,8 +108,13 @@ class Target(NamedTuple):
 
 
 #: `project`: 90 % of the copy bandwidth until arithmetic takes over, then 70 % of the products'
-#: rate. `update`: 80 % of the products' rate, the optimizer included.
-TARGETS = {"project": Target(0.9, 0.7), "update": Target(0.0, 0.8)}
+#: rate. `update`: 80 % of the products' rate, the optimizer included; 60 % through mma.sync, which
+#: does not reach the rate of Hopper's own instructions.
+TARGETS = {
+    "project": Target(0.9, 0.7),
+    "update": Target(0.0, 0.8),
+    "update, mma.sync": Target(0.0, 0.6),
+}
 
 
 def ceilings(rows: Sequence[Row]) -> dict[str, float]:
@@ -154,7 +143,7 @@ def against_ceilings(row: Row, ceilings: dict[str, float]) -> Row:
         return made
     work = Work(row["flops"], row["bytes"])
     bound = counting.floor(work, copy, rate)
-    if row["target"] == "update":  # held against the products alone: the step is on top
+    if str(row["target"]).startswith("update"):  # against products alone: the step is on top
         bound = counting.Floor(work.flops / rate * 1e3, "products")
     made["floor_ms"], made["bound"] = bound
     share = Spread(bound.ms / median, bound.ms / high, bound.ms / low)

@@ -6,20 +6,23 @@ import gc
 
 import torch
 
-from bench.gpu import counting
-from bench.gpu.contestants import COMPILED, CONTESTANTS, EAGER, OURS, REFERENCE, Setting
+from bench.gpu.contestants import COMPILED, CONTESTANTS, CUDA, EAGER, OURS, REFERENCE, Setting
 from bench.gpu.context import Context
-from bench.gpu.networks import MLP, NeRF, Task
 from bench.gpu.rows import Row, compared, fact
-from bench.gpu.timing import Run, graphed, rounds, warm
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.networks import MLP, NeRF, Task
+from dfa_kernels.throughput.timing import Run, graphed, rounds, warm
 
 LARGE, SMALL, FIELD = MLP(8192, 4096, 8, 4096, 1000), MLP(256, 256, 8, 256, 10), NeRF(65536)
+NARROW = MLP(128, 784, 3, 256, 10)
 TINY, TINY_FIELD = MLP(8, 16, 2, 16, 4), NeRF(8, 16, 5, 3)
 
 #: Ours against compiled backpropagation, in eager steps and as CUDA graphs; and against the
 #: compiled reference, in every shape.
 LARGE_TARGET, SMALL_TARGET, SMALL_GRAPH_TARGET, FIELD_TARGET = 1.6, 4.0, 1.5, 1.6
 REFERENCE_TARGET = 1.15
+#: The CUDA backend against eager backpropagation, and against Triton's.
+NARROW_TARGET, FIELD_CUDA_TARGET = 5.0, 1.0
 
 
 def large(context: Context) -> None:
@@ -27,7 +30,7 @@ def large(context: Context) -> None:
 
 
 def large_bf16(context: Context) -> None:
-    _compare(context, context.pick(LARGE, TINY), LARGE_TARGET, precision="bf16")
+    _compare(context, context.pick(LARGE, TINY), LARGE_TARGET, precision="bfloat16")
 
 
 def small(context: Context) -> None:
@@ -35,7 +38,12 @@ def small(context: Context) -> None:
 
 
 def small_bf16(context: Context) -> None:
-    _compare(context, context.pick(SMALL, TINY), SMALL_TARGET, precision="bf16")
+    _compare(context, context.pick(SMALL, TINY), SMALL_TARGET, precision="bfloat16")
+
+
+def narrow(context: Context) -> None:
+    """Bound by launches: what the CUDA backend is for."""
+    _compare(context, context.pick(NARROW, TINY), None, on_cuda={EAGER: NARROW_TARGET})
 
 
 def small_graph(context: Context) -> None:
@@ -45,7 +53,7 @@ def small_graph(context: Context) -> None:
 
 def small_graph_bf16(context: Context) -> None:
     task = context.pick(SMALL, TINY)
-    _compare(context, task, SMALL_GRAPH_TARGET, precision="bf16", graph=True)
+    _compare(context, task, SMALL_GRAPH_TARGET, precision="bfloat16", graph=True)
 
 
 def small_graph_sgd(context: Context) -> None:
@@ -53,11 +61,16 @@ def small_graph_sgd(context: Context) -> None:
 
 
 def field(context: Context) -> None:
-    _compare(context, context.pick(FIELD, TINY_FIELD), FIELD_TARGET)
+    _compare(
+        context,
+        context.pick(FIELD, TINY_FIELD),
+        FIELD_TARGET,
+        on_cuda={OURS: FIELD_CUDA_TARGET},
+    )
 
 
 def field_bf16(context: Context) -> None:
-    _compare(context, context.pick(FIELD, TINY_FIELD), FIELD_TARGET, precision="bf16")
+    _compare(context, context.pick(FIELD, TINY_FIELD), FIELD_TARGET, precision="bfloat16")
 
 
 def _compare(
@@ -68,7 +81,10 @@ def _compare(
     precision: str = "autocast",
     rule: str = "adamw",
     graph: bool = False,
+    on_cuda: dict[str, float] | None = None,
 ) -> None:
+    """``target``: of ours against compiled backpropagation; ``on_cuda``: the CUDA backend's against
+    others."""
     torch.compiler.reset()
     setting = Setting(context.device, precision, rule, graph, context.compiler)
     steps = _built(context, task, setting)
@@ -88,6 +104,10 @@ def _compare(
         if name not in (OURS, EAGER, REFERENCE) and name != COMPILED and COMPILED in times:
             row = compared(f"step, {task}, {how}", times[name], times[COMPILED], COMPILED, None)
             context.emit({**row, "ours": name})
+    for against, wanted in (on_cuda or {}).items():
+        if CUDA in times and against in times:
+            row = compared(f"step, {task}, {how}", times[CUDA], times[against], against, wanted)
+            context.emit({**row, "ours": CUDA})
     for row in _counted(task):
         context.emit(row)
     steps.clear()
@@ -104,7 +124,7 @@ def _built(context: Context, task: Task, setting: Setting) -> dict[str, Run]:
             context.say(f"{task}: {name} was left out, for its part's time was short")
             continue
         try:
-            step = make(task, setting)
+            step = make(task, setting).run
             if setting.graph and not context.tiny:
                 step = graphed(step)
             warm(step, context.device, context.pick(5, 1))

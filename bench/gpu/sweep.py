@@ -9,12 +9,13 @@ from unittest import mock
 
 import torch
 
-from bench.gpu import counting, kernels
+from bench.gpu import kernels
 from bench.gpu.context import Context
 from bench.gpu.rows import timed
-from bench.gpu.timing import Run, kernel
 from dfa_kernels.backends.triton import candidates, rules
 from dfa_kernels.backends.triton.rules import Tiles
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.timing import Run, kernel
 
 BEST = 5
 
@@ -22,7 +23,7 @@ BEST = 5
 def sweep(context: Context) -> None:
     n, d = context.pick((8192, 4096), (16, 128))
     layers = context.pick(*kernels.LAYERS)
-    device, bf16 = context.device, torch.bfloat16
+    device, bf16, ours = context.device, torch.bfloat16, kernels.triton()
     x = [torch.randn(n, d, device=device, dtype=bf16) for _ in range(layers)]
     h = [torch.randn(n, d, device=device, dtype=bf16).tanh_() for _ in range(layers)]
     sizes = [(d, d)] * layers
@@ -34,7 +35,7 @@ def sweep(context: Context) -> None:
         "update_tiles",
         f"update with adamw, {layers} × {d}², N {n}",
         candidates.update(default, True),
-        lambda: kernels.of_weights("adamw", torch.float32, x, h),
+        lambda: kernels.of_weights(ours, "adamw", torch.float32, x, h),
         work,
         context.left() - half,
     )
@@ -48,7 +49,7 @@ def sweep(context: Context) -> None:
             f"project, {layers} layers of {d}, N {n}, E {e}",
             candidates.project(default, True, e),
             lambda error=error: kernels.prepared(
-                kernels.of_layers(error, h, x, True, device), device
+                ours, kernels.of_layers(ours, error, h, x, True, device), device
             ),
             work,
             half / 2,

@@ -19,13 +19,13 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import environment
 from bench.paper import rows as results
 from bench.paper import training
 from bench.paper.rows import Row, over_seeds
 from bench.paper.task import Problem, Run, Task
 from dfa_kernels import backends
 from dfa_kernels.backends.reference import Reference
+from dfa_kernels.throughput import environment
 
 _REFRESH = 0.2  # seconds between updates of the bar
 _LINE = 30.0  # seconds between lines where there is no terminal

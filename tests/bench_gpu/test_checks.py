@@ -10,6 +10,7 @@ import torch
 from bench.gpu import checks
 from bench.gpu.checks import Case, outcome, run_tests, sanitized
 from bench.gpu.context import Context
+from bench.gpu.parts import PARTS
 from bench.gpu.rows import BROKEN, NOT_RUN, PASSED
 from bench.gpu.supervisor import DONE, FAILED, LATE, Result
 
@@ -45,7 +46,15 @@ def test_every_test_of_the_folder_is_collected_once():
     assert len(set(names)) >= len(names) - 2
     files = {f.stem for f in checks.TESTS.glob("test_*.py")}
     assert {t.module for t in found} == files
-    assert len([t for t in found if t.function == "test_the_suite"]) == 16
+    assert len([t for t in found if t.function == "test_the_suite"]) == 2 * 16
+
+
+def test_vectors_come_by_themselves_and_first():
+    found = checks.collected(checks.TESTS, checks.VECTORS)
+    assert {t.function for t in found} == {"test_instructions", "test_project", "test_update"}
+    names = list(PARTS)
+    assert names.index("build") < names.index("vectors") < names.index("tests")
+    assert names.index("tests") < names.index("sanitizer") < names.index("ceilings")
 
 
 def test_a_test_runs_over_its_case_and_says_why_it_is_skipped(tmp_path, monkeypatch):

@@ -51,8 +51,9 @@ def test_an_unknown_part_is_refused(capsys, gpu):
 def test_results_of_another_run_are_not_touched_unless_asked(capsys, gpu):
     assert gpu(passes, "--only", "tests", "large") == 0
     before = (gpu.folder / "gpu.json").read_text()
-    assert gpu(passes, "--only", "tests") == 2
-    assert "holds the results of another run" in capsys.readouterr().err
+    for commit in ("other", "abc+", "unknown"):
+        assert gpu(passes, "--only", "tests", "--commit", commit) == 2
+        assert "holds the results of another run, at commit abc:" in capsys.readouterr().err
     assert (gpu.folder / "gpu.json").read_text() == before
     assert gpu(passes, "--only", "tests", "--overwrite") == 0
     assert list(held(gpu)["parts"]) == ["tests"]
@@ -71,6 +72,35 @@ def test_a_failing_part_is_recorded_and_the_next_goes_on(capsys, gpu):
     assert [p["status"] for p in parts.values()] == [DONE, FAILED, DONE]
     assert "failed: large: failed" in capsys.readouterr().err
     assert "Failed after 1 s: RuntimeError: no memory" in (gpu.folder / "gpu.md").read_text()
+
+
+def test_a_second_call_goes_on_with_what_is_not_done(capsys, gpu):
+    ran = []
+
+    def part(run, seconds, emit):
+        ran.append(run.args[0])
+        if ran == ["bench.gpu.checks:tests", "bench.gpu.steps:large"]:
+            return Result(FAILED, 1.0, [], "RuntimeError: no memory")
+        return passes(run, seconds, emit)
+
+    assert gpu(part, "--only", "tests", "large", "small") == 1
+    first = held(gpu)["parts"]
+    assert gpu(part, "--only", "tests", "large", "small") == 0
+    assert ran == [f"bench.gpu.{n}" for n in ("checks:tests", "steps:large", "steps:small",
+                                              "steps:large")]  # fmt: skip
+    parts = held(gpu)["parts"]
+    assert {p["status"] for p in parts.values()} == {DONE}
+    assert parts["tests"] == first["tests"]
+    assert "2 parts are done already; 1 to go" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"commit": "abc", "parts": 3}'])
+def test_a_file_that_is_no_result_is_kept(capsys, gpu, text):
+    gpu.folder.mkdir()
+    (gpu.folder / "gpu.json").write_text(text)
+    assert gpu(passes, "--only", "tests") == 2
+    assert "holds a gpu.json that is no result: --overwrite" in capsys.readouterr().err
+    assert (gpu.folder / "gpu.json").read_text() == text
 
 
 def test_a_failing_test_is_the_exit_status(gpu):

@@ -8,114 +8,38 @@ import numpy as np
 import pytest
 import torch
 
-from dfa_kernels.activation import ACTIVATIONS
-from dfa_kernels.backends.contract import HEAD
-from dfa_kernels.backends.cuda import project, rules
-from dfa_kernels.backends.cuda.launch import Launcher
+from dfa_kernels.backends.cuda import rules
 from dfa_kernels.backends.grouped.plan import Group, Target
 from dfa_kernels.feedback import DISTRIBUTIONS, Feedback
 from tests import definition, emulator
 from tests.emulator.build import build
 from tests.test_philox import KNOWN
+from tests.vectors.project import (
+    ALLOWED,
+    CASES,
+    COMPUTE,
+    FLOATS,
+    FORWARD,
+    Machine,
+    given,
+    target,
+)
 
-CPU = torch.device("cpu")
-FORWARD = {f.name: f for f in ACTIVATIONS}
-FLOATS = torch.float32, torch.bfloat16, torch.float16
-# What csrc/tables.h computes in: its code, the dtype that its operands are rounded to, and how far.
-COMPUTE = {
-    "bf16": (0, torch.bfloat16, 2**-8),
-    "f16": (1, torch.float16, 2**-11),
-    "tf32": (2, torch.float32, 2**-11),
-    "f32": (3, torch.float32, 0.0),
-}
-OWN = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
 computes = pytest.mark.parametrize("compute", COMPUTE)
 tiles = pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 distributions = pytest.mark.parametrize("distribution", [*DISTRIBUTIONS, "matrix"])
-ALLOWED = {"rademacher": 0.0, "uniform": 0.0, "matrix": 0.0, "normal": 1e-5}
 
 
-def tile(compute, large):
-    return emulator.core().project_tile(COMPUTE[compute][0], large)
+def machine():
+    return Machine(emulator.core(), torch.device("cpu"))
 
 
-def run(groups, feedback, compute=None, large=False):
-    """Launch `project` as Python does, but in `compute` if that is given."""
-    # As many multiprocessors as tiles at the most: large ones.
-    device = rules.Device(0, 1 if large else 1 << 20)
-    launches = project.launches(groups, feedback, device)
-    if compute is not None:
-        code = COMPUTE[compute][0]
-        launches = [made._replace(table=[code, *made.table[1:]]) for made in launches]
-    Launcher(emulator.core()).run(launches, CPU)
+def run(*given):
+    machine().run(*given)
 
 
-def given(distribution, error_width, seed=2**40 + 7):
-    if distribution != "matrix":
-        return Feedback(distribution, seed)
-    return Feedback.from_matrix(torch.randn(error_width, 301))
-
-
-class Out:
-    """δ (rows, columns) among NaN: `view` is written, and nothing beside it may be."""
-
-    def __init__(self, rows, columns, dtype, offset=8):
-        self.whole = torch.full((rows + 2, columns + 24 - columns % 8), math.nan, dtype=dtype)
-        self.view = self.whole[1 : rows + 1, offset : offset + columns]
-
-    def check_outside(self):
-        self.view.fill_(math.nan)
-        assert self.whole.isnan().all(), "written outside"
-
-
-def target(rows, width, dtype, activation="identity", repeat=1, padded=None, offset=8):
-    """Somebody who reads a projection of `rows` rows, and the memory it lies in."""
-    out = Out(rows * repeat, padded or width, dtype, offset)
-    if activation == "identity":
-        return Target(out.view, width, repeat), out
-    a = torch.randn(rows * repeat, width)
-    f = FORWARD[activation]
-    saved = Out(rows * repeat, width, dtype, offset).view
-    saved.copy_(a if f.from_preactivations else f.forward_(a))
-    return Target(out.view, width, repeat, saved, activation), out
-
-
-def check(groups, feedback, compute=None, large=False):
-    """Run, and compare each element with fp64: it may be off by what e and B lose where they are
-    rounded, by fp32's noise of a sum, and by one rounding of the result."""
-    run([g._replace(targets=[t for t, _ in g.targets]) for g in groups], feedback, compute, large)
-    for i, (error, scale, stream, targets) in enumerate(groups):
-        for j, (reader, out) in enumerate(targets):
-            made = reader.out.double()
-            assert (made[:, reader.width :] == 0).all(), "padding is not zero"
-            truth, slack = _truth(error, scale, stream, reader, feedback, compute)
-            wrong = ~((made[:, : reader.width] - truth).abs() <= slack)
-            assert not wrong.any(), (i, j, wrong.nonzero()[:4].tolist(), int(wrong.sum()))
-            out.check_outside()
-
-
-def _truth(error, scale, stream, reader, feedback, compute):
-    """δ in fp64, and by how much each of its elements may be off."""
-    compute = compute or OWN[torch.promote_types(error.dtype, reader.out.dtype)]
-    _, dtype, rounding = COMPUTE[compute]
-    noise = (16 + error.shape[1]) * 2**-24
-    if stream == HEAD:
-        product = error.double()[:, : reader.width]
-        size = product.abs()
-    else:
-        e = error.to(dtype).double()
-        b = feedback.matrix(error.shape[1], reader.width, stream, dtype=torch.float64)
-        product, size = e @ b * scale, e.abs() @ b.abs() * abs(scale)
-        noise += ALLOWED[feedback.distribution]
-        noise += rounding if feedback.distribution in ("normal", "matrix") else 0.0
-        noise += rounding if compute == "tf32" else 0.0  # of e
-    share = math.sqrt(reader.rows)
-    truth = product.repeat_interleave(reader.rows, 0) / share
-    size = size.repeat_interleave(reader.rows, 0) / share
-    if reader.saved is not None:
-        truth = FORWARD[reader.activation].backward(truth, reader.saved.double())
-    last = torch.finfo(reader.out.dtype)
-    return truth, 1.2 * noise * size + last.eps / 2 * truth.abs() + last.tiny * last.eps
+def check(*given, **more):
+    machine().check(*given, **more)
 
 
 # The random stream ------------------------------------------------------------------------------
@@ -190,16 +114,10 @@ def test_b_far_down(compute):
 # δ ----------------------------------------------------------------------------------------------
 
 
-@computes
-@tiles
-@distributions
-@pytest.mark.parametrize("edge", [-1, 0, 1])
-def test_edges_of_tiles(edge, distribution, large, compute):
-    n, d, k, *_ = tile(compute, large)
-    rows, width, error_width = n + edge, d + edge, 2 * k + edge
-    error = torch.randn(rows, error_width).to(COMPUTE[compute][1])
-    reader = target(rows, width, error.dtype, "tanh")
-    check([Group(error, 0.3, 3, [reader])], given(distribution, error_width), compute, large)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_vectors(case):
+    """Those that a GPU is asked first."""
+    case.check(machine())
 
 
 @computes
@@ -210,16 +128,6 @@ def test_odd_shapes(shape, compute):
     for distribution in (*DISTRIBUTIONS, "matrix"):
         reader = target(rows, width, error.dtype)
         check([Group(error, 0.3, 0, [reader])], given(distribution, error_width), compute)
-
-
-@pytest.mark.parametrize("activation", FORWARD)
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_activations(dtype, activation):
-    """In whole vectors and, one column on, element by element."""
-    error = torch.randn(19, 10).to(dtype)
-    readers = [target(19, width, dtype, activation, k) for width in (40, 41) for k in (1, 3)]
-    readers += [target(19, 40, dtype, activation, offset=5)]
-    check([Group(error, 0.3, 0, readers)], Feedback(seed=3))
 
 
 @pytest.mark.parametrize("activation", FORWARD)
@@ -249,21 +157,6 @@ def test_dtypes_of_the_error_and_of_delta(dtype, out):
 def test_an_error_is_rounded_to_what_is_computed_in(dtype, compute):
     error = torch.randn(33, 40).to(dtype)
     check([Group(error, 0.3, 0, [target(33, 72, dtype)])], Feedback(seed=5), compute)
-
-
-@tiles
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_a_network_in_one_launch(dtype, large):
-    """Groups of several rows, widths and streams, one empty, one a head, each with its targets."""
-    a, b, none = (torch.randn(n, 24).to(dtype) for n in (37, 5, 0))
-    groups = [
-        Group(a, 0.3, 0, [target(37, 7, dtype, "relu", padded=8), target(37, 300, dtype, "gelu")]),
-        Group(none, 0.3, 0, [target(0, 20, dtype, "tanh")]),
-        Group(b, -2.0, 4, [target(5, 129, dtype, "sigmoid", k, 136) for k in (1, 2, 5)]),
-        Group(a, 0.7, HEAD, [target(37, 24, dtype), target(37, 21, dtype, padded=24)]),
-        Group(b, 0.3, 0, [target(5, 130, dtype, "gelu_tanh")]),
-    ]
-    check(groups, Feedback("uniform", seed=9), large=large)
 
 
 @pytest.mark.parametrize("kind", ["row-strided", "offset", "one element on"])

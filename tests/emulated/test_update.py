@@ -25,13 +25,12 @@ from tests.interpreted.oracle import (
     record,
     stepped,
 )
+from tests.vectors.project import Machine
+from tests.vectors.update import CASES, FLOATS, LARGE, SMALL
 
 pytestmark = pytest.mark.usefixtures("on_cuda", "unwritten_is_nan")
 
-FLOATS = torch.float32, torch.bfloat16, torch.float16
 CPU = torch.device("cpu")
-# Multiprocessors that a launch is told of: tiles are large where they are as many.
-LARGE, SMALL = 1, 1000
 F32 = 3  # of csrc/tables.h's Compute
 
 
@@ -69,17 +68,10 @@ def _gradients_of(layers, error, feedback=None, scale=0.2):
 # Tiles ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [LARGE, SMALL], ids=["large", "small"])
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("edge", [-1, 0, 1])
-def test_edges_of_tiles(edge, dtype, number, multiprocessors, either_delta):
-    multiprocessors(number)
-    n, d, k, *_ = emulator.core().update_tile(
-        rules.compute(dtype), number == LARGE, either_delta == rules.ON_THE_FLY
-    )
-    error = torch.randn(n + edge, 17 + edge).to(dtype)
-    layer = record(n + edge, k + edge, d + edge, dtype=dtype)
-    check_step(Feedback(), "sgd", [stepped("sgd", [Segment(error, 0.1, layer)])])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_vectors(case):
+    """Those that a GPU is asked first."""
+    case.check(Machine(emulator.core(), CPU))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 13), (2, 300, 5), (131, 2, 3)])
@@ -104,26 +96,6 @@ def test_an_empty_batch(either_delta):
 
 
 # Layers and segments ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [LARGE, SMALL], ids=["large", "small"])
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_layers_and_segments(dtype, rule, number, multiprocessors, either_delta):
-    """Layers of other widths; segments of other lengths, widths of errors, scales, streams,
-    activations and rows, one of them empty."""
-    multiprocessors(number)
-    updates = [[], [], []]
-    for i, n in enumerate((1, 40, 0, 17, 33)):
-        error = torch.randn(n, (10, 32, 16, 5, 4)[i]).to(dtype)
-        layers = [
-            record(n, 9, 20, ("tanh", "gelu", "relu")[i % 3], i % 2, dtype=dtype),
-            record(n, 20, 133, "identity", 0, 1 + i % 2, dtype=dtype),
-            record(n, 133, 8, "sigmoid", 1, dtype=dtype),
-        ]
-        for kept, layer in zip(updates, layers[: 3 - i % 2], strict=False):
-            kept.append(Segment(error, 0.1 * (i + 1), layer))
-    check_step(Feedback(), rule, [stepped(rule, s, bias=i != 1) for i, s in enumerate(updates)])
 
 
 def test_a_head_of_several_segments(either_delta):

@@ -1,32 +1,46 @@
-"""`dfa.testing.check_backend("triton", "cuda")`, in shares that run beside each other: most of its
-time goes into compiling a kernel for each of its checks."""
+"""`dfa.testing.check_backend` of both backends on the device, in shares that run beside each other:
+most of Triton's time goes into compiling a kernel for each of its checks. In a rehearsal, the CUDA
+backend is the emulated one."""
 
 import os
+import unittest
 import unittest.mock
 
 import torch
 from gpu_cases import DEVICE, on_gpu, over, pick
 
+from bench.gpu.build import cuda_backend
 from dfa_kernels import backends
 from dfa_kernels.testing import _checks
 
 SHARES = 16
+BACKENDS = "triton", "cuda"
+EVERY = [(backend, share) for backend in BACKENDS for share in range(SHARES)]
 
 
-@over(range(SHARES))
+def use(name):
+    """The named backend; where the CUDA one is not built, the test is skipped and says why."""
+    if name == "cuda":
+        name = cuda_backend(DEVICE)
+        if name is None:
+            raise unittest.SkipTest(backends.get("cuda").unavailable(DEVICE) or "there is no g++")
+    return backends.use(name)
+
+
+@over(EVERY)
 def test_the_suite(case):
-    with backends.use("triton"):
-        run_share(case, "")
+    backend, share = case
+    with use(backend):
+        run_share(share, "")
 
 
-@over(range(SHARES))
+@over(EVERY)
 def test_the_suite_with_stored_delta(case):
     """The default makes δ on the fly in most of the suite's shapes."""
-    with (
-        backends.use("triton"),
-        unittest.mock.patch.dict(os.environ, {"DFA_KERNELS_TRITON_DELTA": "stored"}),
-    ):
-        run_share(case, "gradients ", "step_ ", "layouts")
+    backend, share = case
+    stored = {f"DFA_KERNELS_{backend.upper()}_DELTA": "stored"}
+    with use(backend), unittest.mock.patch.dict(os.environ, stored):
+        run_share(share, "gradients ", "step_ ", "layouts")
 
 
 def run_share(share, *prefixes):

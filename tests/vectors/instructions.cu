@@ -1,5 +1,5 @@
-// Each tensor-core instruction on one warp, with the registers as they are given: for
-// test_emulator.py, by ctypes.
+// Each instruction of ptx.cuh on one warp, with the registers as they are given: for
+// instructions.py, by ctypes. By g++ it runs on the emulator, by nvcc on a GPU.
 #include "ptx.cuh"
 
 namespace {
@@ -47,6 +47,10 @@ __global__ void exchange(const int32_t* in, int32_t* out) {
     out[128 + lane] = static_cast<int32_t>(__ballot_sync(kAll, mine % 3 == 0));
 }
 
+__global__ void round_all(const float* in, uint32_t* out, int32_t count) {
+    for (int i = threadIdx.x; i < count; i += 32) out[i] = dfa::cvt_tf32(in[i]);
+}
+
 }  // namespace
 
 #define DFA_EXPORTED extern "C" __attribute__((visibility("default")))
@@ -60,6 +64,6 @@ DFA_EXPORTED dfa::Error run_load(const uint16_t* matrices, uint32_t* r, bool tra
 DFA_EXPORTED dfa::Error run_exchange(const int32_t* in, int32_t* out) {
     return dfa::launch(exchange, 1, 32, 0, nullptr, in, out);
 }
-DFA_EXPORTED void round_tf32(const float* in, uint32_t* out, int count) {
-    for (int i = 0; i < count; ++i) out[i] = dfa::cvt_tf32(in[i]);
+DFA_EXPORTED dfa::Error run_round(const float* in, uint32_t* out, int32_t count) {
+    return dfa::launch(round_all, 1, 32, 0, nullptr, in, out, count);
 }
