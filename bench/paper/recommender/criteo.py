@@ -41,6 +41,7 @@ INTEGERS, CATEGORIES = 13, 26
 FIELDS = tuple([f"I{i + 1}" for i in range(INTEGERS)] + [f"C{i + 1}" for i in range(CATEGORIES)])
 _COLUMNS = 1 + len(FIELDS)
 _BLOCK = 32 << 20  # bytes of text at a time
+_ROWS = 100_000  # rows at a time, once they are numbers
 _FORMAT = 1  # of the cache
 _TAB, _NEWLINE = ord("\t"), ord("\n")
 
@@ -138,13 +139,12 @@ def _build(
 
 def _encode(folder: Path, rows: int, known: list[NDArray[np.int64]]) -> dict[str, int]:
     """From keys and labels to a pair of files for each split; the rows in each."""
-    step = _BLOCK // (8 * len(FIELDS))
     made = dict.fromkeys(SPLITS, 0)
     files = {s: [(folder / f"{s}.{k}").open("wb") for k in ("ids", "labels")] for s in SPLITS}
     try:
         with (folder / "keys").open("rb") as keys_file, (folder / "labels").open("rb") as labels:
-            for first in range(0, rows, step):
-                count = min(step, rows - first)
+            for first in range(0, rows, _ROWS):
+                count = min(_ROWS, rows - first)
                 keys = np.fromfile(keys_file, np.int64, count * len(FIELDS)).reshape(count, -1)
                 label = np.fromfile(labels, np.uint8, count)
                 ids = np.empty(keys.shape, np.int32)
