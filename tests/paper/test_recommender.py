@@ -171,6 +171,11 @@ REFUSED = [
     (["--dropout", "1"], "--dropout must be at least 0 and below 1, got 1"),
     (["--epochs", "nan"], "--epochs must be positive and finite, got nan"),
     (["--weight-decay", "-1"], "--weight-decay must be at least 0, got -1"),
+    (["--label", "y"], "--label is for --data table, not for generated"),
+    (["--data", "bank", "--root", ".", "--columns", "a"], "--columns is for --data table, not"),
+    (["--data", "criteo", "--root", ".", "--rows", "9"], "--rows is for --data generated, not"),
+    (["--logarithmic", "9"], "--logarithmic is for --model afn, not for deepfm"),
+    (["--model", "fm", "--tower", "9"], "--tower is for --model deepfm or dcn or autoint or afn"),
     (["--rows", "3", "--min-count", "1"], "split has"),
     (["--rows", "200", "--min-count", "150"], "leaves its vocabulary empty: lower --min-count"),
 ]

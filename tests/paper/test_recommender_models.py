@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dfa_kernels as dfa
+from bench.paper.recommender import TASK
 from bench.paper.recommender.models import (
     MODELS,
     PAPER,
@@ -192,7 +193,7 @@ def test_without_normalisation_the_whole_tower_is_fused(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_papers_sizes_build(name):
-    assert set(PAPER) == set(SMALL) == set(MODELS)
+    assert set(PAPER) == set(SMALL) == set(MODELS) == set(TASK.models)
     model = MODELS[name]((50,) * 39, PAPER[name])
     widths = {"deepfm": [400] * 3, "dcn": [1024] * 2, "autoint": [400] * 3, "afn": [400] * 3}
     linear = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]

@@ -13,11 +13,18 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from bench.paper.recommender import criteo, generated, table
 from bench.paper.recommender.fields import Data, check_classes, split_of
-from bench.paper.recommender.models import MODELS, PAPER, SMALL, Sizes
+from bench.paper.recommender.models import PAPER, SMALL, Sizes
 from bench.paper.recommender.prediction import FROZEN, Prediction, Training
 from bench.paper.recommender.table import KNOWN, Layout
 from bench.paper.task import Problem, Task
 from dfa_kernels.training import InputError
+
+#: Options that have a meaning with some data, or with some models, alone.
+_DATA_OF = {
+    "file": ("criteo", *KNOWN, "table"), "drop": (*KNOWN, "table"), "label": ("table",),
+    "columns": ("table",), "delimiter": ("table",), "rows": ("generated",),
+}  # fmt: skip
+_MODELS_OF = {"tower": ("deepfm", "dcn", "autoint", "afn"), "logarithmic": ("afn",)}
 
 _CLIP = 100.0  # of Deep & Cross, whose cross layers multiply; as in the paper's code
 
@@ -52,7 +59,7 @@ class Recommender(Task):
             "--columns", nargs="+", default=[], metavar="NAME",
             help="the table's columns, where the file has no header",
         )  # fmt: skip
-        data.add_argument("--delimiter", default=",", metavar="C", help="of the table (,)")
+        data.add_argument("--delimiter", metavar="C", help="of the table (,)")
         data.add_argument(
             "--min-count", type=int, default=10, metavar="N",
             help="rarer values share one embedding (10)",
@@ -108,13 +115,18 @@ def _sizes(options: argparse.Namespace) -> Sizes:
         return replace(sizes, embedding=options.embedding or sizes.embedding)
     asked: dict[str, Any] = {
         "embedding": options.embedding, "tower": options.tower and tuple(options.tower),
-        "logarithmic": options.logarithmic if options.model == "afn" else None,
+        "logarithmic": options.logarithmic,
         "dropout": options.dropout, "norm": options.norm,
     }  # fmt: skip
     return replace(sizes, **{k: v for k, v in asked.items() if v is not None})
 
 
 def _check(options: argparse.Namespace, sizes: Sizes) -> None:
+    for given, belongs in (("data", _DATA_OF), ("model", _MODELS_OF)):
+        value = getattr(options, given)
+        for option, of in belongs.items():
+            if getattr(options, option) and value not in of:
+                raise InputError(f"--{option} is for --{given} {' or '.join(of)}, not for {value}")
     least = {
         "--min-count": options.min_count, "--rows": options.rows, "--batch": options.batch,
         "--embedding": options.embedding, "--logarithmic": options.logarithmic,
@@ -131,7 +143,7 @@ def _check(options: argparse.Namespace, sizes: Sizes) -> None:
         raise InputError(f"--weight-decay must be at least 0, got {options.weight_decay:g}")
     if sizes.norm and sizes.tower and options.batch < 2:
         raise InputError("--batch must be at least 2 for batch normalisation: or say --no-norm")
-    if len(options.delimiter) != 1:
+    if len(options.delimiter or ",") != 1:
         raise InputError(f"--delimiter must be one character, got {options.delimiter!r}")
 
 
@@ -170,13 +182,16 @@ def _data(options: argparse.Namespace) -> tuple[Data, dict[str, Any]]:
 def _layout(options: argparse.Namespace) -> tuple[Layout, str]:
     if options.data in KNOWN:
         known = KNOWN[options.data]
-        return replace(known, file=options.file or known.file), options.data
+        drop = (*known.drop, *options.drop)
+        return replace(known, file=options.file or known.file, drop=drop), options.data
     if not options.file or not options.label:
         raise InputError("--data table needs --file NAME and --label NAME, the column to predict")
     columns = tuple(options.columns)
     if len(set(columns)) < len(columns):
         raise InputError(f"--columns names a column twice: {' '.join(columns)}")
-    layout = Layout(options.file, options.label, tuple(options.drop), columns, options.delimiter)
+    layout = Layout(
+        options.file, options.label, tuple(options.drop), columns, options.delimiter or ","
+    )
     return layout, Path(options.file).stem
 
 
@@ -186,8 +201,10 @@ def _generated(options: argparse.Namespace) -> tuple[Data, dict[str, Any]]:
     path, beside = cache / f"generated-{rows}.tsv", cache / f"generated-{rows}.npy"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        if not beside.exists():  # it is written last
-            np.save(beside, generated.write(path, rows))
+        if not beside.exists():  # it comes last, and whole
+            partial = beside.with_suffix(".partial.npy")
+            np.save(partial, generated.write(path, rows))
+            partial.replace(beside)
         probabilities = np.load(beside)
     except (OSError, ValueError) as failed:
         raise InputError(f"--cache {cache} cannot be used: {failed}") from None
@@ -222,6 +239,3 @@ def _watch(path: Path) -> Any:
             print(f"{path}: {100 * share:.0f} % read", file=sys.stderr)
 
     return watch
-
-
-assert set(Recommender.models) == set(MODELS)
