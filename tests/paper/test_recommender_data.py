@@ -127,7 +127,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("size", [1 << 25, 1])
+@pytest.mark.parametrize("size", [1 << 25, 600, 1])  # bytes: all, two lines or one a block
 @pytest.mark.parametrize("row, said", REFUSED, ids=[said[8:40] for _, said in REFUSED])
 def test_a_line_that_is_none_is_named(tmp_path, monkeypatch, row, said, size):
     monkeypatch.setattr(criteo.blocks, "__defaults__", (size,))

@@ -167,6 +167,18 @@ def test_deepfms_embeddings_learn_through_the_machine_alone():
     torch.testing.assert_close(table.grad, through_machine)
 
 
+def test_points_are_where_the_paper_has_them():
+    tower = {"tower.0", "tower.1"}
+    points = {name: set(wrap(build(name, norm=True), "dfa", "rademacher", 0).point_names)
+              for name in DEEP}  # fmt: skip
+    assert points == {
+        "deepfm": tower,
+        "dcn": tower | {"embedding", "cross.0", "cross.1", "stack"},
+        "autoint": tower | {"embedding", "project", "attention.0", "interaction"},
+        "afn": tower | {"logarithmic"},
+    }
+
+
 @pytest.mark.parametrize("name", DEEP)
 @pytest.mark.parametrize("norm", [True, False])
 def test_alignment_names_every_point(name, norm):
