@@ -152,6 +152,10 @@ def test_the_paper_size_is_the_papers(tmp_path):
     options.min_count = 2
     made = TASK.problem(options)
     assert made.sizes == Sizes(10, (400, 400, 400), logarithmic=1500)
+    assert made.training.clip == 0
+    options = asked(tmp_path, "--size", "paper", "--model", "dcn", "--rows", "2000")
+    options.min_count = 2
+    assert TASK.problem(options).training.clip == 100
     options = asked(
         tmp_path, "--model", "deepfm", "--rows", "2000", "--min-count", "2", "--tower", "9", "8",
         "--embedding", "3", "--dropout", "0.5", "--no-norm",
