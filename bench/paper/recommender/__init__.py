@@ -6,6 +6,7 @@
     prediction  a model in training            criteo      13 integers, 26 categories, streamed
     models      the five, defined once         table       CSV with a label column
     picture     calibration, all methods       generated   Criteo's format, best AUC known
+                                               loading     memory and time of reading
 
 Launay et al., NeurIPS 2020, section 3.2.
 """

@@ -5,7 +5,8 @@ is read once, block by block, into memory-mapped arrays beside each other in a c
 
     text ──pandas──► keys (rows, 39) int64 ──vocabularies──► ids (rows, 39) int32, for each split
 
-so that memory is that of one block and of the distinct values of the training rows.
+so that memory is that of one block and of the distinct values of the training rows, 16 bytes each
+and a few times that while one field's are merged. Measured by `loading`.
 """
 
 from __future__ import annotations
