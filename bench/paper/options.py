@@ -29,8 +29,8 @@ def add(parser: argparse.ArgumentParser, task: Task) -> None:
     parser.add_argument("--data", choices=task.data, default=first, help=f"{data} ({first})")
     parser.add_argument("--root", type=Path, metavar="DIR", help="the folder of the data's files")
     parser.add_argument(
-        "--method", nargs="+", choices=methods, default=list(METHODS), metavar="NAME",
-        help=f"of {', '.join(methods)} ({' '.join(METHODS)})",
+        "--method", nargs="+", choices=methods, default=list(methods), metavar="NAME",
+        help=f"of {', '.join(methods)} (all of them)",
     )  # fmt: skip
     parser.add_argument(
         "--lr", nargs="+", type=float, metavar="RATE",
