@@ -13,6 +13,7 @@ class and are in no split.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ def load(root: Path, dataset: str) -> Graph:
 
     x, tx, allx = (pickles.rows(path(part)) for part in ("x", "tx", "allx"))
     y, ty, ally = (_classes(path(part)) for part in ("y", "ty", "ally"))
-    test = _test_index(path("test.index"), len(ally[0]))
+    test = _test_index(path("test.index"))
+    neighbours = pickles.lists(path("graph"))
     _same_rows(path("x"), x.shape[0], path("y"), len(y[0]))
     _same_rows(path("allx"), allx.shape[0], path("ally"), len(ally[0]))
     _same_rows(path("tx"), tx.shape[0], path("ty"), len(ty[0]))
@@ -52,11 +54,17 @@ def load(root: Path, dataset: str) -> Graph:
     for part, (_, width) in (("y", y), ("ty", ty)):
         _same_columns(path(part), width, path("ally"), ally[1])
     _begins(path, x, allx, y[0], ally[0])
+    for line, node in enumerate(test.tolist(), 1):
+        where = f"{path('test.index')}, line {line}: node {node}"
+        if node < allx.shape[0]:
+            raise InputError(f"{where} is a row of allx already, which has {allx.shape[0]}")
+        if node not in neighbours:
+            raise InputError(f"{where} is not in {path('graph').name}")
     nodes = max(int(test.max(initial=-1)) + 1, allx.shape[0])
     return Graph(
         dataset,
         torch.from_numpy(_features(allx, tx, test, nodes)),
-        _edges(path("graph"), nodes),
+        _edges(path("graph"), neighbours, nodes),
         torch.from_numpy(_labels(ally[0], ty[0], test, nodes)),
         torch.arange(x.shape[0]),
         torch.arange(x.shape[0], x.shape[0] + _VALIDATION),
@@ -77,8 +85,8 @@ def _classes(path: Path) -> tuple[np.ndarray, int]:
     return hot.argmax(axis=1).astype(np.int64), hot.shape[1]
 
 
-def _test_index(path: Path, first: int) -> np.ndarray:
-    """Different node numbers from ``first`` on, in the file's order."""
+def _test_index(path: Path) -> np.ndarray:
+    """Different node numbers, in the file's order."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
@@ -90,21 +98,13 @@ def _test_index(path: Path, first: int) -> np.ndarray:
         if not line.strip().isdecimal():
             raise InputError(f"{path}, line {number}: {line[:40]!r} is no node number")
         node = int(line)
-        if node < first:
-            raise InputError(f"{path}, line {number}: node {node} is a row of allx ({first} rows)")
-        if node - first >= 2 * len(lines):
-            raise InputError(
-                f"{path}, line {number}: node {node} is out of range: {len(lines)} test nodes "
-                f"begin at {first}"
-            )
         if node in seen:
             raise InputError(f"{path}, line {number}: node {node} is on line {seen[node]} too")
         seen[node] = number
     return np.array(list(seen), dtype=np.int64)
 
 
-def _edges(path: Path, nodes: int) -> torch.Tensor:
-    neighbours = pickles.lists(path)
+def _edges(path: Path, neighbours: dict[int, list[int]], nodes: int) -> torch.Tensor:
     for node, others in neighbours.items():
         if not 0 <= node < nodes:
             raise InputError(f"{path}: there is no node {node}, only 0 to {nodes - 1}")
@@ -147,7 +147,9 @@ def _same_columns(a: Path, columns: int, b: Path, others: int) -> None:
         raise InputError(f"{a} has {columns} columns, but {b.name} has {others}")
 
 
-def _begins(path, x: csr_matrix, allx: csr_matrix, y: np.ndarray, ally: np.ndarray) -> None:
+def _begins(
+    path: Callable[[str], Path], x: csr_matrix, allx: csr_matrix, y: np.ndarray, ally: np.ndarray
+) -> None:
     """x and y must be the first rows of allx and ally, with a validation set behind them."""
     wanted = x.shape[0] + _VALIDATION
     if wanted > allx.shape[0]:
