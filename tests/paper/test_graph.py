@@ -151,7 +151,8 @@ def test_the_variants_differ_in_what_they_say_alone(graph):
 def test_the_autoencoder_never_sees_a_held_out_edge(graph):
     made = problem(graph, "gae")
     whole = {tuple(e) for e in graph.edges.T.tolist()}
-    seen = {tuple(e) for e in made.graph.edges.T.tolist()}
+    seen = {tuple(e) for e in made.inputs.edges.T.tolist()}  # what the encoder is given
+    assert seen == {tuple(e) for e in made.graph.edges.T.tolist()}  # what the loss asks for
     assert seen == {(b, a) for a, b in seen} and seen < whole
     total = len(whole) // 2
     for split, share in (("validation", 0.05), ("test", 0.1)):

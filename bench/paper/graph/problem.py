@@ -52,10 +52,10 @@ class GraphProblem(Problem):
         architecture = ARCHITECTURES[setting.model]
         self.regularisation = architecture.variants[setting.variant]
         self.model, self.data, self.steps = setting.model, graph.name, setting.steps
-        self.inputs = inputs(graph, architecture.normalised)
+        self.inputs = inputs(self.graph, architecture.normalised)
         self.description: dict[str, Any] = {
             "architecture": architecture.line,
-            **graph.describe(),
+            **self.graph.describe(),
             "normalised": architecture.normalised,
             "regularisation": setting.variant,
             **self.regularisation._asdict(),
