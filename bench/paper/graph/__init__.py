@@ -21,7 +21,7 @@ from bench.paper.graph.autoencoder import Autoencoder
 from bench.paper.graph.classification import Classification
 from bench.paper.graph.data import Graph
 from bench.paper.graph.models import ARCHITECTURES
-from bench.paper.graph.problem import GraphProblem, Setting
+from bench.paper.graph.problem import OUTPUT, GraphProblem, Setting
 from bench.paper.task import Task
 from dfa_kernels.training import InputError
 
@@ -35,6 +35,8 @@ class GraphTask(Task):
         "sbm": "a stochastic block model with words, made here",
         "planetoid": "--dataset from its raw files in --root",
     }
+
+    controls = (OUTPUT,)
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -53,7 +55,7 @@ class GraphTask(Task):
         return kind(_graph(options), setting)
 
     def rates(self, options: argparse.Namespace) -> tuple[float, ...]:
-        return (0.01,) if options.quick else (0.003, 0.01, 0.03)
+        return (0.01,) if options.quick else (0.005, 0.02)
 
 
 def _graph(options: argparse.Namespace) -> Graph:

@@ -2,7 +2,8 @@
 
 They compute the same functions from the same parameters. What is linear is done before edges are
 gathered and not after: Cora has 1433 features and gathering them for its 10,556 edges costs ninety
-times what gathering 16 hidden ones does.
+times what gathering 16 hidden ones does. ``projected`` is an identity that sees what a layer makes
+of each node before the graph mixes it: where an error point can stand.
 """
 
 from __future__ import annotations
@@ -26,16 +27,22 @@ class ChebConv(pyg.ChebConv):
 
     _laplacian: tuple[Tensor, Tensor] | None = None
 
+    def __init__(self, in_channels: int, out_channels: int, K: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, K, bias=bias)
+        self.projected = nn.Identity()
+
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         if self._laplacian is None:
             self._laplacian = self.__norm__(
                 edge_index, x.size(0), None, self.normalization, dtype=x.dtype
             )
         edges, norm = self._laplacian
+        nodes = self.projected(torch.cat([lin(x) for lin in self.lins], dim=1))
+        terms = nodes.split(self.out_channels, dim=1)
         above: Tensor | None = None  # cₖ₊₁
         second: Tensor | None = None  # cₖ₊₂
-        for k in reversed(range(len(self.lins))):
-            here = self.lins[k](x)
+        for k in reversed(range(len(terms))):
+            here = terms[k]
             if above is not None:
                 spread = self.propagate(edges, x=above, norm=norm)
                 here = here + (spread if k == 0 else 2 * spread)
@@ -62,6 +69,7 @@ class SplineConv(pyg.MessagePassing):
         self.weight = nn.Parameter(torch.empty(2, in_channels, out_channels))
         self.root = pyg.Linear(in_channels, out_channels, bias=False, weight_initializer="uniform")
         self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.projected = nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -71,9 +79,10 @@ class SplineConv(pyg.MessagePassing):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, edge_index: Tensor, position: Tensor) -> Tensor:
-        start, end = x @ self.weight[0], x @ self.weight[1]
+        nodes = torch.cat([x @ self.weight[0], x @ self.weight[1], self.root(x)], dim=1)
+        start, end, root = self.projected(nodes).chunk(3, dim=1)
         mean = self.propagate(edge_index, start=start, end=end, position=position)
-        return mean + self.root(x) + self.bias
+        return mean + root + self.bias
 
     def message(self, start_j: Tensor, end_j: Tensor, position: Tensor) -> Tensor:
         return torch.lerp(start_j, end_j, position)

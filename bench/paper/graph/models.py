@@ -1,8 +1,15 @@
 """The networks of the paper's geometric learning: one definition of each, for every method.
 
 Each has ``points``, the activations to which DFA hands the projected error; ``head``, the layer
-above the last of them, whose output is the error point; and `embed`, the output of that last
-activation. They keep what they compute of a graph alone (its normalisation): one graph a network.
+above the last of them; and `embed`, the output of that last activation. They keep what they compute
+of a graph alone (its normalisation): one graph a network.
+
+``error_at``: a graph layer is a linear map of each node, and then the graph mixes nodes. Only the
+labelled nodes have an error at the output. The error point stands below the head's mixing, at its
+linear map: there the neighbours of labelled nodes have their part of the error too, as they have in
+backpropagation, and still no weight is transported (what is differentiated above the error point is
+a fixed average, or GAT's attention). The paper has it at the output: that is the control
+``dfa-output``.
 """
 
 from __future__ import annotations
@@ -31,6 +38,7 @@ class Regularisation(NamedTuple):
 
 class Network(nn.Module):
     points: ClassVar[tuple[str, ...]] = ("hidden",)
+    error_at: ClassVar[str | None] = "head.lin"
     head: nn.Module
 
     def __init__(self, regularisation: Regularisation) -> None:
@@ -66,6 +74,8 @@ class Network(nn.Module):
 class ChebNet(Network):
     """Defferrard et al. 2016; polynomials of order 1 (two terms)."""
 
+    error_at = "head.projected"
+
     def __init__(self, features: int, classes: int, regularisation: Regularisation) -> None:
         super().__init__(regularisation)
         self.first = ChebConv(features, 16, K=2)
@@ -77,7 +87,7 @@ class ChebNet(Network):
 
 
 class GCN(Network):
-    """Kipf and Welling 2017. With another ``width`` also the encoder of their autoencoder."""
+    """Kipf and Welling 2017."""
 
     def __init__(
         self, features: int, outputs: int, regularisation: Regularisation, width: int = 16
@@ -91,8 +101,20 @@ class GCN(Network):
         return self.hidden(self.first(self._drop_input(given.x), given.edges))
 
 
+class Encoder(GCN):
+    """The autoencoder's (Kipf and Welling 2016): z itself is the error point, where every node has
+    an error."""
+
+    error_at = None
+
+    def __init__(self, features: int, outputs: int, regularisation: Regularisation) -> None:
+        super().__init__(features, outputs, regularisation, width=2 * outputs)
+
+
 class SplineNet(Network):
     """Fey et al. 2018; an edge's place on its spline is the degree of its target."""
+
+    error_at = "head.projected"
 
     def __init__(self, features: int, classes: int, regularisation: Regularisation) -> None:
         super().__init__(regularisation)
@@ -126,6 +148,7 @@ class DNANet(Network):
     """Fey 2019: every layer attends to all states before it. 5 layers of 128 in the paper."""
 
     points = ("states.*",)
+    error_at = None  # the head is a linear map alone
 
     def __init__(
         self,
@@ -169,10 +192,6 @@ class Architecture(NamedTuple):
 
 def _small_dna(features: int, classes: int, regularisation: Regularisation) -> DNANet:
     return DNANet(features, classes, regularisation, width=64, layers=3)
-
-
-def _encoder(features: int, outputs: int, regularisation: Regularisation) -> GCN:
-    return GCN(features, outputs, regularisation, width=2 * outputs)
 
 
 # "strong" is what the architectures were published with for backpropagation. "light" is what the
@@ -223,7 +242,7 @@ ARCHITECTURES = {
     ),
     "gae": Architecture(
         "graph autoencoder, 32 hidden and 16 in its embedding",
-        _encoder,
+        Encoder,
         {"plain": Regularisation(), "light": Regularisation(hidden=0.1, decay=1e-4)},
     ),
 }

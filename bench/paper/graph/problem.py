@@ -26,13 +26,18 @@ class Setting(NamedTuple):
     steps: int
 
 
+#: DFA with its error point at the output, as in the paper.
+OUTPUT = "dfa-output"
+
+
 class GraphRun(Run):
     def __init__(self, problem: GraphProblem, method: str, rate: float, seed: int) -> None:
         super().__init__(seed)
         self.problem = problem
         network = problem.network()
         feedback = dfa.Feedback(problem.setting.distribution, seed=seed)
-        self.net = dfa.DFA(network, feedback, points=network.points, method=method)
+        at, method = (None, "dfa") if method == OUTPUT else (network.error_at, method)
+        self.net = dfa.DFA(network, feedback, network.points, error_at=at, method=method)
         self.optimizer = torch.optim.Adam(network.groups(), lr=rate)
 
     def outputs(self) -> Tensor:
@@ -62,6 +67,8 @@ class GraphProblem(Problem):
             "optimizer": "Adam",
             "feedback": setting.distribution,
         }
+        with torch.random.fork_rng(devices=[]):
+            self.description["error_at"] = self.network().error_at or "output"
 
     def visible(self, graph: Graph) -> Graph:
         """What of the graph a network is given."""
