@@ -37,7 +37,7 @@ def draw(
     figure = Figure(figsize=(3.4 * len(panels), 3.7), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
-        f"{title}: t-SNE of the hidden embeddings of {len(shown.nodes)} test nodes, by class",
+        f"{title}: t-SNE of what each method makes of {len(shown.nodes)} test nodes",
         x=0.01, ha="left", fontsize=10,
     )  # fmt: skip
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
