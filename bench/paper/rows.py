@@ -22,7 +22,8 @@ class Row:
     ``mean``, ``std`` (sample, over ``seeds`` runs; 0 for one): on the test split. ``step_ms``: the
     median training step; ``step_ratio``: median and quartiles of its ratio to backpropagation's
     over interleaved rounds. ``feedback_bytes``: held for B. ``alignment``: per point, the mean
-    cosine, averaged over seeds. ``grid``: rate → the validation score of the first seed.
+    cosine, averaged over seeds. ``variant``: of the problem, where it has several. ``grid``: rate
+    (and variant) → the validation score of the first seed.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Row:
     higher_is_better: bool = True
     digits: int = 2
     lr: float | None = None
+    variant: str = ""
     grid: dict[str, float] = field(default_factory=dict)
     step_ratio: list[float] | None = None
     alignment: dict[str, float] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """One problem by every method: a grid of rates, seeds, step times, rows and pictures.
 
-Each method gets the same grid; the rate with the best validation score of the first seed is
-trained with every seed. What lies under ``out`` already is read, what was begun goes on, so the
-same command after an interruption loses nothing.
+Each method gets the same grid, rates × the problem's variants; what has the best validation score
+with the first seed is trained with every seed. What lies under ``out`` already is read, what was
+begun goes on, so the same command after an interruption loses nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,15 +31,28 @@ _REFRESH = 0.2  # seconds between updates of the bar
 _LINE = 30.0  # seconds between lines where there is no terminal
 
 
+class Choice(NamedTuple):
+    """A point of the grid."""
+
+    rate: float
+    variant: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.rate:g} {self.variant}".rstrip()
+
+
 class Study:
     def __init__(self, task: Task, problem: Problem, options: argparse.Namespace) -> None:
         self.task, self.problem, self.options = task, problem, options
         self.methods: list[str] = options.method
-        self.rates = tuple(options.lr or task.rates(options))
+        self.variants = problem.variants()
+        rates = options.lr or task.rates(options)
+        self.choices = [Choice(rate, variant) for variant in self.variants for rate in rates]
         self.seeds = range(options.seed, options.seed + options.seeds)
         self.folder: Path = options.out / f"{problem.model}-{problem.data}"
-        self.grid: dict[str, dict[float, float]] = {method: {} for method in self.methods}
-        self.best: dict[str, float] = {}
+        self.grid: dict[str, dict[Choice, float]] = {method: {} for method in self.methods}
+        self.best: dict[str, Choice] = {}
         self.records: dict[str, list[dict[str, Any]]] = {method: [] for method in self.methods}
 
     def run(self) -> list[Row]:
@@ -66,32 +79,33 @@ class Study:
 
     # Training -------------------------------------------------------------------------------
 
-    def _path(self, method: str, rate: float, seed: int) -> Path:
-        return self.folder / f"{method}-{rate:g}-{seed}"
+    def _path(self, method: str, choice: Choice, seed: int) -> Path:
+        return self.folder / f"{method}-{choice.label.replace(' ', '-')}-{seed}"
 
     def _train(
-        self, method: str, rate: float, seed: int, watch: _Display, stop: Callable[[], bool]
+        self, method: str, choice: Choice, seed: int, watch: _Display, stop: Callable[[], bool]
     ) -> dict[str, Any]:
-        watch.begin(method, rate, seed)
-        path = self._path(method, rate, seed)
-        record, _ = training.train(self.problem, method, rate, seed, path, watch.step, stop)
+        watch.begin(method, choice, seed)
+        problem, path = self.variants[choice.variant], self._path(method, choice, seed)
+        record, _ = training.train(problem, method, choice.rate, seed, path, watch.step, stop)
         watch.end()
         return record
 
     def _tune(self, method: str, watch: _Display, stop: Callable[[], bool]) -> None:
         metric = self.problem.metrics[0]
-        for rate in self.rates:
-            if len(self.rates) > 1:
-                record = self._train(method, rate, self.seeds[0], watch, stop)
-                self.grid[method][rate] = record["selection"][metric.name]
+        for choice in self.choices:
+            if len(self.choices) > 1:
+                record = self._train(method, choice, self.seeds[0], watch, stop)
+                self.grid[method][choice] = record["selection"][metric.name]
             if method not in self.best or metric.better(
-                self.grid[method][rate], self.grid[method][self.best[method]]
+                self.grid[method][choice], self.grid[method][self.best[method]]
             ):
-                self.best[method] = rate
+                self.best[method] = choice
 
     def _finished(self, method: str) -> Run:
-        rate, seed = self.best[method], self.seeds[0]
-        return training.finished(self.problem, method, rate, seed, self._path(method, rate, seed))
+        choice, seed = self.best[method], self.seeds[0]
+        problem, path = self.variants[choice.variant], self._path(method, choice, seed)
+        return training.finished(problem, method, choice.rate, seed, path)
 
     # Times ----------------------------------------------------------------------------------
 
@@ -102,7 +116,8 @@ class Study:
         runs, held = {}, {}
         for method in self.methods:
             matrices.clear()
-            runs[method] = self.problem.run(method, self.best[method], self.seeds[0])
+            rate, variant = self.best[method]
+            runs[method] = self.variants[variant].run(method, rate, self.seeds[0])
             for _ in range(3):
                 runs[method].step()
             matrix = runs[method].net.feedback_matrix
@@ -129,7 +144,8 @@ class Study:
     # Rows -----------------------------------------------------------------------------------
 
     def _rows(self, method: str, times: dict[str, dict[str, Any]]) -> Iterator[Row]:
-        problem, records = self.problem, self.records[method]
+        (rate, variant), records = self.best[method], self.records[method]
+        problem = self.variants[variant]
         points = list(records[0]["alignment"]) if method == "dfa" else []
         for metric in problem.metrics:
             values = [record["test"][metric.name] for record in records]
@@ -139,8 +155,8 @@ class Study:
                 metric=metric.name, mean=mean, std=std, seeds=len(values),
                 step_ms=times[method]["ms"], feedback_bytes=times[method]["bytes"],
                 values=values, higher_is_better=metric.higher_is_better, digits=metric.digits,
-                lr=self.best[method],
-                grid={f"{rate:g}": score for rate, score in self.grid[method].items()},
+                lr=rate, variant=variant,
+                grid={choice.label: score for choice, score in self.grid[method].items()},
                 step_ratio=times[method]["ratio"],
                 alignment={
                     name: over_seeds([record["alignment"][name] for record in records])[0]
@@ -156,8 +172,8 @@ class _Display:
     """A bar on a terminal, else a line now and then; both on standard error."""
 
     def __init__(self, study: Study) -> None:
-        methods, rates, seeds = len(study.methods), len(study.rates), len(study.seeds)
-        runs = methods * (seeds + (rates if rates > 1 else 0))
+        methods, choices, seeds = len(study.methods), len(study.choices), len(study.seeds)
+        runs = methods * (seeds + (choices if choices > 1 else 0))
         self._steps = study.problem.steps
         self._console = Console(stderr=True)
         self._bar = Progress(
@@ -176,8 +192,8 @@ class _Display:
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
 
-    def begin(self, method: str, rate: float, seed: int) -> None:
-        self._name = f"{method} · lr {rate:g} · seed {seed}"
+    def begin(self, method: str, choice: Choice, seed: int) -> None:
+        self._name = f"{method} · lr {choice.label} · seed {seed}"
 
     def end(self) -> None:
         self._done += self._steps

@@ -112,6 +112,12 @@ class Problem(ABC):
     def run(self, method: str, rate: float, seed: int) -> Run:
         """A fresh run. The initial weights and the minibatches are functions of the seed alone."""
 
+    def variants(self) -> Mapping[str, Problem]:
+        """By name, problems of the same data, metrics and steps that differ in what a method may
+        need otherwise (weight decay, dropout): the grid crosses them with the rates, and each
+        method gets its best."""
+        return {"": self}
+
     def draw(self, runs: Mapping[str, Run], folder: Path) -> list[Path]:
         """Pictures of the first seed's finished runs, by method, side by side."""
         return []

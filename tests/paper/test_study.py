@@ -100,6 +100,32 @@ def test_a_study_leaves_a_row_for_each_method_and_metric(tmp_path, brief):
     assert (tmp_path / "mlp-linear" / "methods.txt").read_text() == "dfa bp shallow"
 
 
+class Halved(FourNumbers):
+    """Trains towards half of what it is scored on, unless it is the "whole" one."""
+
+    def __init__(self, target="half"):
+        super().__init__()
+        self.target, self.description = target, {"target": target}
+
+    def variants(self):
+        return {"half": self, "whole": Halved("whole")}
+
+    def run(self, method, rate, seed):
+        run = Regression(self, method, rate, seed)
+        if self.target == "half":
+            run.loss = lambda: F.mse_loss(run.net(self.x), self.y / 2)
+        return run
+
+
+def test_the_grid_crosses_the_rates_with_the_variants_for_each_method_alike(tmp_path, brief):
+    made = Study(Toy(), Halved(), options(tmp_path, lr=[1e-1, 1e-9])).run()
+    for row in made:
+        assert set(row.grid) == {"0.1 half", "1e-09 half", "0.1 whole", "1e-09 whole"}
+        assert row.grid["0.1 whole"] == min(row.grid.values())
+        assert (row.lr, row.variant) == (1e-1, "whole")
+        assert row.description == {"target": "whole"} and row.seeds == 2
+
+
 def test_a_finished_study_is_read_and_not_trained_again(tmp_path, brief, monkeypatch):
     first = Study(Toy(), FourNumbers(), options(tmp_path)).run()
     monkeypatch.setattr(Regression, "scores", lambda *_: pytest.fail("trained again"))
