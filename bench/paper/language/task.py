@@ -127,6 +127,8 @@ class Language(Task):
 
 
 def _check(asked: argparse.Namespace, size: Size) -> None:
+    if size.context < 1:
+        raise InputError(f"--context must be at least 1, got {size.context}")
     least = {
         "steps": 1, "batch": 1, "stride": 1, "warm_up": 1, "validations": 1,
         "vocabulary": tokens.SMALLEST, "validation_words": 0, "test_words": 0,
@@ -135,8 +137,6 @@ def _check(asked: argparse.Namespace, size: Size) -> None:
         if getattr(asked, name) < low:
             option = name.replace("_", "-")
             raise InputError(f"--{option} must be at least {low}, got {getattr(asked, name)}")
-    if size.context < 1:
-        raise InputError(f"--context must be at least 1, got {size.context}")
     if asked.stride > size.context:
         raise InputError(
             f"--stride {asked.stride} is longer than the --context of {size.context}: tokens "
