@@ -43,8 +43,8 @@ class Size:
 
 
 PAPER = Size(blocks=6, width=512, heads=8, hidden=2048, context=128, dropout=0.1)
-SMALL = Size(blocks=3, width=128, heads=4, hidden=512, context=64, dropout=0.0)
-QUICK = Size(blocks=2, width=64, heads=4, hidden=128, context=32, dropout=0.0)
+SMALL = Size(blocks=2, width=64, heads=4, hidden=256, context=64, dropout=0.0)
+QUICK = Size(blocks=2, width=32, heads=4, hidden=128, context=32, dropout=0.0)
 
 
 class Block(nn.Module):

@@ -42,8 +42,8 @@ class Recipe:
 
 RECIPES = {
     "transformer-small": Recipe(
-        SMALL, vocabulary=4096, batch=16, steps=1000, warm_up=100, schedule="cosine",
-        rates=(1e-3, 3e-3, 1e-2), validations=10, validation_words=20_000, test_words=0,
+        SMALL, vocabulary=1024, batch=8, steps=1500, warm_up=100, schedule="cosine",
+        rates=(2.5e-3, 5e-3, 1e-2), validations=6, validation_words=20_000, test_words=0,
     ),
     "transformer": Recipe(
         PAPER, vocabulary=32_000, batch=64, steps=60_000, warm_up=4000, schedule="noam",
@@ -51,8 +51,8 @@ RECIPES = {
     ),
 }  # fmt: skip
 SHORT = Recipe(
-    QUICK, vocabulary=512, batch=16, steps=60, warm_up=10, schedule="cosine",
-    rates=(3e-3,), validations=3, validation_words=2000, test_words=4000, limit=500_000,
+    QUICK, vocabulary=400, batch=8, steps=300, warm_up=30, schedule="cosine",
+    rates=(1e-2,), validations=5, validation_words=1000, test_words=2000, limit=400_000,
 )  # fmt: skip
 
 
