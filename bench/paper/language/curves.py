@@ -33,6 +33,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
+_BELOW: Any = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.14)}  # an axis, not on its lines
 
 Records = Mapping[str, list[dict[str, Any]]]  # method → what `training.train` recorded, by seed
 
@@ -45,7 +46,7 @@ def draw(path: Path, title: str, names: Mapping[str, str], records: Records) -> 
     """
     aligned = {m: runs for m, runs in records.items() if runs[0]["alignment"]}
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8.6 if aligned else 4.8, 3.8), layout="constrained")
+        figure = Figure(figsize=(8.6 if aligned else 4.8, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         axes = figure.subplots(1, 2 if aligned else 1, squeeze=False)[0]
@@ -78,7 +79,7 @@ def _perplexity(axis: Axes, names: Mapping[str, str], records: Records) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("step")
-    axis.legend(title="test perplexity", alignment="left")
+    axis.legend(title="test perplexity", alignment="left", **_BELOW)
 
 
 def _alignment(axis: Axes, names: Mapping[str, str], records: Records) -> None:
@@ -97,4 +98,4 @@ def _alignment(axis: Axes, names: Mapping[str, str], records: Records) -> None:
     axis.axvline(0, color="#888888", linewidth=0.8)
     axis.set_yticks(range(len(points)), points)
     axis.invert_yaxis()
-    axis.legend()
+    axis.legend(ncols=len(records), **_BELOW)
