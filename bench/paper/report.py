@@ -171,16 +171,17 @@ def _alignment(row: Row) -> str:
 
 
 def _grids(groups: dict[verdict.Group, dict[str, Row]]) -> Any:
-    """Of each model and method once: every rate with its validation score; the taken one marked."""
+    """Of each model and method once: every choice with its validation score; the taken one marked."""
     seen = set()
     for (_, model, data, metric), by_method in groups.items():
         for method, row in by_method.items():
             if not row.grid or (model, data, method) in seen:
                 continue
             seen.add((model, data, method))
+            taken = f"{row.lr:g} {row.variant}".rstrip()
             tried = [
-                (rate, f"{score:.{row.digits}f}", float(rate) == float(f"{row.lr:g}"))
-                for rate, score in row.grid.items()
+                (choice, f"{score:.{row.digits}f}", choice == taken)
+                for choice, score in row.grid.items()
             ]
             yield model, data, method, metric, tried
 

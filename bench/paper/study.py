@@ -146,7 +146,7 @@ class Study:
     def _rows(self, method: str, times: dict[str, dict[str, Any]]) -> Iterator[Row]:
         (rate, variant), records = self.best[method], self.records[method]
         problem = self.variants[variant]
-        points = list(records[0]["alignment"]) if method == "dfa" else []
+        points = [] if method in ("bp", "shallow") else list(records[0]["alignment"])
         for metric in problem.metrics:
             values = [record["test"][metric.name] for record in records]
             mean, std = over_seeds(values)
