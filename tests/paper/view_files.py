@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from bench.paper.view import procedural
@@ -16,8 +17,8 @@ CAMERA = Camera.of_angle(SIDE, SIDE, 0.75)
 def poses(count, spread=1.0):
     """Cameras 4 from the origin; the smaller ``spread``, the more they face one way."""
     turn = spread * torch.linspace(-1, 1, count)
-    eyes = 4 * torch.stack([turn.sin() * 0.8, -turn.cos() * 0.8, 0.6 + 0.2 * spread * turn.cos()], 1)
-    return look_at(eyes, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+    eyes = torch.stack([turn.sin(), -turn.cos(), 0.6 + 0.2 * spread * turn.cos()], 1)
+    return look_at(4 * F.normalize(eyes, dim=1), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
 
 
 def photographs(views, camera=CAMERA):

@@ -41,7 +41,7 @@ def load(
     camera = _camera(file, pixels.shape[2], pixels.shape[1], shrink)
     at = focus(poses)
     distances = (poses[:, :3, 3] - at).norm(dim=1)
-    if float(distances.min()) < 1e-6 * float(distances.max()) or not bool(at.isfinite().all()):
+    if not float(distances.min()) > 1e-6 * float(distances.max()):  # nor is it NaN
         raise InputError(f"{file.path}: a camera stands where all look at: no scale can be found")
     scale = _DISTANCE / float(distances.mean())
     near = 0.3 * float(distances.min()) if near is None else near
