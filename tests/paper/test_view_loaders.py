@@ -137,7 +137,9 @@ def test_shrinking_averages_blocks(tmp_path):
     small = read_image(tmp_path / "a.png", "here", 2, None)
     means = pixels[:24].reshape(12, 2, 17, 2, 3).mean((1, 3))
     assert small.shape == (12, 17, 3) and np.abs(small.numpy() - means).max() <= 0.5
-    with pytest.raises(InputError, match=r"34 × 25 pixels, shrunk 3 times, is smaller than 11 × 11"):
+    with pytest.raises(
+        InputError, match=r"34 × 25 pixels, shrunk 3 times, is smaller than 11 × 11"
+    ):
         read_image(tmp_path / "a.png", "here", 3, None)
 
 
@@ -278,7 +280,9 @@ def test_cameras_in_one_place_have_no_scale(copy):
 def test_blender_files_must_agree(copy):
     root = copy("blender")
     files.edit(root / "transforms_val.json", lambda v: v.update(camera_angle_x=0.7))
-    with pytest.raises(InputError, match=r"transforms_val\.json: camera_angle_x is 0\.7, but 0\.75"):
+    with pytest.raises(
+        InputError, match=r"transforms_val\.json: camera_angle_x is 0\.7, but 0\.75"
+    ):
         load_blender(root)
     files.edit(root / "transforms_val.json", lambda v: v.update(camera_angle_x=4))
     with pytest.raises(InputError, match="must be below π, got 4"):
@@ -292,7 +296,9 @@ def test_blender_images_must_have_one_size(copy):
     root = copy("blender")
     for i in range(2):
         Image.new("RGBA", (14, 14)).save(root / "test" / f"r_{i}.png")
-    with pytest.raises(InputError, match=r"transforms_test\.json: its images are 14 × 14 .*13 × 13"):
+    with pytest.raises(
+        InputError, match=r"transforms_test\.json: its images are 14 × 14 .*13 × 13"
+    ):
         load_blender(root)
 
 

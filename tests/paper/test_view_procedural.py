@@ -59,7 +59,10 @@ def test_highlights_move_with_the_eye():
     normal = procedural._LIGHT
     at = red + BALLS[0].radius * normal
     seen = []
-    for eye in (at + normal, at + torch.nn.functional.normalize(normal + torch.tensor([0, 0, 1.0]), dim=0)):
+    for eye in (
+        at + normal,
+        at + torch.nn.functional.normalize(normal + torch.tensor([0, 0, 1.0]), dim=0),
+    ):
         seen.append(shoot(tuple(eye.tolist()), tuple((at - eye).tolist()))[0])
     assert (seen[0] - seen[1]).abs().max() > 0.05
 

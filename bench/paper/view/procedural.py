@@ -66,14 +66,20 @@ def trace(rays: Rays) -> tuple[Tensor, Tensor]:
     """Colour (rays, 3) on white, and t (rays,), infinite where there is nothing."""
     hit = _nearest(rays.origins, rays.directions)
     seen = hit.t.isfinite()
-    at = rays.origins + rays.directions * torch.where(seen, hit.t, 0).unsqueeze(1)
-    start = at + _NUDGE * hit.normal
+    colour = torch.ones(len(hit.t), 3)
+    part = Rays(*(t[seen] for t in rays))
+    colour[seen] = _shade(part, _Hit(*(t[seen] for t in hit)))
+    return colour, hit.t
+
+
+def _shade(rays: Rays, hit: _Hit) -> Tensor:
+    """Blinn and Phong's light: ambient, diffuse, and a highlight; the last two not in shadow."""
+    start = rays.origins + rays.directions * hit.t.unsqueeze(1) + _NUDGE * hit.normal
     lit = _nearest(start, _LIGHT.expand_as(start)).t.isinf()
     diffuse = (hit.normal @ _LIGHT).clamp_min(0) * lit
     halfway = F.normalize(_LIGHT - rays.views, dim=1)
     shine = hit.shine * lit * (hit.normal * halfway).sum(1).clamp_min(0) ** 30
-    colour = (hit.colour * (0.35 + 0.65 * diffuse).unsqueeze(1) + shine.unsqueeze(1)).clamp(0, 1)
-    return torch.where(seen.unsqueeze(1), colour, 1.0), hit.t
+    return (hit.colour * (0.35 + 0.65 * diffuse).unsqueeze(1) + shine.unsqueeze(1)).clamp(0, 1)
 
 
 def photograph(camera: Camera, pose: Tensor) -> tuple[Tensor, Tensor]:

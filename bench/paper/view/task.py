@@ -12,7 +12,7 @@ from bench.paper.task import Task
 from bench.paper.view import blender, capture, llff, procedural
 from bench.paper.view.model import SIZES
 from bench.paper.view.problem import Views
-from bench.paper.view.views import Scene
+from bench.paper.view.views import SMALLEST, Scene
 from dfa_kernels.training import InputError
 
 _BACKGROUNDS = {"white": 1.0, "black": 0.0, "none": None}
@@ -77,10 +77,11 @@ class ViewSynthesis(Task):
                 raise InputError(
                     f"--{name} must be at least {lowest}, got {getattr(options, name)}"
                 )
+        device = _device(options.device)  # before anything that takes long
         return Views(
             options.model, self._scene(options), SIZES[options.model], steps=options.steps,
             rays=options.rays, frames=options.frames, distribution=options.distribution,
-            device=_device(options.device),
+            device=device,
         )  # fmt: skip
 
     def _scene(self, options: argparse.Namespace) -> Scene:
@@ -91,6 +92,12 @@ class ViewSynthesis(Task):
         if data == "procedural":
             if options.background not in (None, "white"):
                 raise InputError("--background: the procedural scene lies on white")
+            if procedural.SIDE // shrink < SMALLEST:
+                side = procedural.SIDE // shrink
+                raise InputError(
+                    f"--downscale {shrink} leaves {side} × {side} pixels, fewer than {SMALLEST} × "
+                    f"{SMALLEST}"
+                )
             return procedural.load(shrink)
         if options.root is None:
             raise InputError(f"--data {data} needs --root DIR, the folder of {_FILES[data]}")
