@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.paper.view.cameras import (
-    Camera, Rays, around, cast, check_pose, distort, focus, look_at, swing, to_ndc, undistort,
+    Camera,
+    Rays,
+    around,
+    cast,
+    check_pose,
+    distort,
+    focus,
+    look_at,
+    swing,
+    to_ndc,
+    undistort,
 )  # fmt: skip
 from dfa_kernels.training import InputError
 

@@ -219,21 +219,23 @@ CAPTURES = {
     "3 × 3": (
         frame(lambda f: f.update(transform_matrix=[[1, 0, 0]] * 3)), FRAME + r".*\(3, 3\), not 4"
     ),
-    "ragged": (frame(lambda f: f["transform_matrix"][0].pop()), FRAME + ".*not a matrix of numbers"),
-    "text": (matrix(0, 0, "a"), FRAME + ".*not a matrix of numbers"),
+    "ragged": (frame(lambda f: f["transform_matrix"][0].pop()), FRAME + ".*matrix of numbers"),
+    "text": (matrix(0, 0, "a"), FRAME + ".*matrix of numbers"),
     "no rotation": (matrix(0, 0, 0.5), FRAME + "the pose is not a rotation"),
-    "not finite": (matrix(0, 3, float("nan")), FRAME + "the pose has an entry that is not finite"),
+    "not finite": (matrix(0, 3, float("nan")), FRAME + ".*an entry that is not finite"),
     "no image": (
-        lambda r: (r / "images" / "0002.png").unlink(), FRAME + r"its image .*0002\.png does not exist"
+        lambda r: (r / "images" / "0002.png").unlink(), FRAME + r".*0002\.png does not exist"
     ),
     "truncated": (
-        lambda r: truncate(r / "images" / "0002.png"), FRAME + r"its image .*0002\.png cannot be read"
+        lambda r: truncate(r / "images" / "0002.png"), FRAME + r".*0002\.png cannot be read"
     ),
     "no picture": (
-        lambda r: (r / "images" / "0002.png").write_text("fox"), FRAME + "its image .* cannot be read"
+        lambda r: (r / "images" / "0002.png").write_text("fox"), FRAME + ".* cannot be read"
     ),
     "16 bits": (saved(np.zeros((13, 13), np.uint16)), FRAME + "its image .* not 8 bits a channel"),
-    "another size": (saved(np.zeros((14, 13, 3), np.uint8)), FRAME + "its image is 13 × 14 pixels .*13 × 13"),
+    "another size": (
+        saved(np.zeros((14, 13, 3), np.uint8)), FRAME + "its image is 13 × 14 pixels .*13 × 13"
+    ),
     "another w": (top(w=26), "w × h is 26 × 13, but its images are 13 × 13"),
     "focal length 0": (top(fl_x=0), "fl_x must be positive, got 0"),
     "focal length text": (top(fl_x="long"), "fl_x is 'long', not a number"),
@@ -336,9 +338,9 @@ LLFF = {
     "no rows": (rows(lambda v: v[:0]), "holds 0 rows"),
     "a row less": (rows(lambda v: v[1:]), "has 8 poses, but .*images holds 9 images"),
     "no images": (lambda r: shutil.rmtree(r / "images"), "images is no folder"),
-    "bounds": (entry(4, 15, 9.0), r"frame 4 \(0004\.png\): its bounds 9, 5\.6 are not 0 < near < far"),
+    "bounds": (entry(4, 15, 9.0), r"frame 4 \(0004\.png\): its bounds 9, 5\.6 are not 0"),
     "no rotation": (entry(5, 0, 0.3), r"frame 5 \(0005\.png\): the pose is not a rotation"),
-    "not finite": (entry(5, 3, np.nan), r"frame 5 \(0005\.png\): the pose has an entry that is not"),
+    "not finite": (entry(5, 3, np.nan), r"frame 5 \(0005\.png\): .*an entry that is not"),
     "another focal length": (entry(6, 14, 3.0), "frame 6 .*its height, width or focal length"),
     "another size": (
         rows(lambda v: np.where(np.arange(17) == 4, 26.0, v)), "should be 13 × 26, but are 13 × 13"

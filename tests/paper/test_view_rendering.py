@@ -54,7 +54,7 @@ def test_through_empty_space_the_background_is_seen(grey):
         WHITE._replace(background=grey),
     )  # fmt: skip
     torch.testing.assert_close(seen.colour, torch.full((3, 3), grey))
-    assert seen.opacity.max() == 0
+    assert seen.opacity.max() == 0 and (seen.depth == 6).all()
 
 
 def test_without_a_background_the_last_sample_reaches_to_infinity():

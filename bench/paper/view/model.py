@@ -35,7 +35,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "nerf": Size(8, 256, 4, 10, 4, 64, 128),
-    "nerf-small": Size(4, 128, 1, 6, 2, 24, 24),
+    "nerf-small": Size(4, 128, 1, 6, 2, 16, 16),
 }
 
 
@@ -72,6 +72,10 @@ class Field(nn.Module):
             if isinstance(layer, nn.Linear):  # as in the authors' code
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
+        # Unlike there, the heads begin at nothing, and what they become first is what the feedback
+        # has made of the layers below: alignment then does not start against a random head.
+        nn.init.zeros_(self.density.weight)
+        nn.init.zeros_(self.colour.weight)
 
     def forward(self, positions: Tensor, directions: Tensor) -> Tensor:
         """(rays, samples, 3), (rays, 3) → (rays, samples, 4): r, g, b, density, all raw."""

@@ -68,7 +68,7 @@ def write_orbit(orbits: Mapping[str, list[np.ndarray]], folder: Path) -> list[Pa
 
 
 def _shade(depth: np.ndarray, low: float, high: float) -> np.ndarray:
-    near = 1 - np.clip((depth - low) / max(high - low, 1e-9), 0, 1)  # 0 where it is infinite
+    near = 1 - np.clip((depth - low) / max(high - low, 1e-9), 0, 1)  # infinitely far is dark
     return matplotlib.colormaps["magma"](near)[..., :3]
 
 

@@ -31,7 +31,7 @@ class Volume(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """colour (rays, 3); depth (rays,), the expected t; opacity (rays,); weights (rays, samples)."""
+    """colour (rays, 3); depth (rays,), the mean t; opacity (rays,); weights (rays, samples)."""
 
     colour: Tensor
     depth: Tensor
@@ -88,10 +88,11 @@ def composite(raw: Tensor, depths: Tensor, rays: Rays, volume: Volume) -> Render
     passed = torch.exp(thickness - thickness.cumsum(1))
     weights = passed * -torch.expm1(-thickness)
     colour = (weights.unsqueeze(2) * raw[..., :3].sigmoid()).sum(1)
-    opacity = weights.sum(1)
+    depth, opacity = (weights * depths).sum(1), weights.sum(1)
     if volume.background is not None:
         colour = colour + (1 - opacity).unsqueeze(1) * volume.background
-    return Rendered(colour, (weights * depths).sum(1), opacity, weights)
+        depth = depth + (1 - opacity) * volume.far
+    return Rendered(colour, depth, opacity, weights)
 
 
 def render(

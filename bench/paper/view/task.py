@@ -16,16 +16,16 @@ from bench.paper.view.views import SMALLEST, Scene
 from dfa_kernels.training import InputError
 
 _BACKGROUNDS = {"white": 1.0, "black": 0.0, "none": None}
-_STEPS = {"nerf": 200_000, "nerf-small": 800}
+_STEPS = {"nerf": 200_000, "nerf-small": 500}
 _RAYS = {"nerf": 4096, "nerf-small": 128}
-_RATES = {"nerf": (5e-5, 1e-4, 2e-4, 5e-4), "nerf-small": (1e-3, 3e-3, 1e-2)}
-_QUICK = {"steps": 60, "rays": 96, "downscale": 4, "frames": 8}
+_RATES = {"nerf": (5e-5, 1e-4, 2e-4, 5e-4), "nerf-small": (1e-3, 3e-3, 1e-2, 3e-2)}
+_QUICK = {"steps": 120, "rays": 96, "downscale": 4, "frames": 8}
 
 
 class ViewSynthesis(Task):
     name = "view"
     models: ClassVar = {
-        "nerf-small": "two fields 4 × 128, 24 + 24 samples a ray",
+        "nerf-small": "two fields 4 × 128, 16 + 16 samples a ray",
         "nerf": "the published size, two fields 8 × 256, 64 + 128 samples",
     }
     data: ClassVar = {
@@ -39,7 +39,7 @@ class ViewSynthesis(Task):
         def number(name: str, kind: type, text: str) -> None:
             parser.add_argument(name, type=kind, metavar="N", help=text)
 
-        number("--steps", int, "of training (nerf-small 800, nerf 200000)")
+        number("--steps", int, "of training (nerf-small 500, nerf 200000)")
         number("--rays", int, "a step (nerf-small 128, nerf 4096)")
         number("--downscale", int, "N × N pixels become one (procedural 2, else 1)")
         number("--frames", int, "of the orbit; 0: none (20)")
