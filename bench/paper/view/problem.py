@@ -140,7 +140,8 @@ class Views(Problem):
     def draw(self, runs: Mapping[str, Run], folder: Path) -> list[Path]:
         trained = {name: run for name, run in runs.items() if isinstance(run, Training)}
         views = self.scene.splits["test"]
-        truth, captions = [], {method: [] for method in trained}
+        truth: list[Picture] = []
+        captions: dict[str, list[str]] = {method: [] for method in trained}
         rendered: dict[str, list[Picture]] = {method: [] for method in trained}
         for pixels, pose in zip(views.pixels[:_SHOWN], views.poses[:_SHOWN], strict=True):
             photograph = pixels.numpy() / np.float32(255)
