@@ -421,13 +421,13 @@ class _HiddenPending:
 def _expressible(terms: list[_Term], feedback: Feedback) -> bool:
     """Whether the grouped call can sum them: one bias and one B throughout, and nothing dropped
     or added by hand since the records were made."""
-    _, first, (_, weight, bias, _) = terms[0]
+    number, first, (_, weight, bias, _) = terms[0]
     for p in (weight, bias):
         if p is not None:
             pending = p.grad
             if type(pending) is not PendingGradient:
                 return False
-            if pending.start or pending.dense is not None:
+            if number < pending.start or pending.dense is not None:
                 return False
     if len(terms) == 1 and first is feedback:
         return True

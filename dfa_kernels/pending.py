@@ -106,7 +106,7 @@ class Ledger:
     def add(self, record: Record) -> None:
         """Leave a record. A parameter whose `.grad` is none, or somebody else's, counts records
         from here on; `.grad` then says that it is pending."""
-        if self.records and record.dropped():
+        if all(held.dropped() for held in self.records):  # cleared by somebody else's zero_grad
             self.records.clear()
         held = len(self.records)
         for name, weight, bias, _ in record.layers:

@@ -343,6 +343,43 @@ def test_one_parameters_gradient_dropped_between_two_backwards():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+class Pair(nn.Module):
+    """Two chains, one of which each forward pass runs: a coarse and a fine field, say."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.chains = nn.ModuleList(
+            nn.Sequential(nn.Linear(13, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 5))
+            for _ in range(2)
+        ).double()
+
+    def forward(self, x, which):
+        return self.chains[which](x)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 1, 0), (1, 1, 0)])
+@pytest.mark.parametrize("clear", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_forward_passes_that_reach_different_layers(order, clear, at_once):
+    nets = [dfa.DFA(dfa.fuse(Pair())) for _ in range(2)]
+    optimizers = [torch.optim.SGD(nets[0].parameters(), lr=0.1), dfa.optim.SGD(nets[1], lr=0.1)]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        for _ in range(2):
+            drawn = zip(batches(len(order)), order, strict=True)
+            losses = [F.cross_entropy(net(x, which), y) for (x, y), which in drawn]
+            for loss in [sum(losses)] if at_once else losses:
+                loss.backward()
+            optimizer.step()
+            if clear:
+                net.zero_grad()
+    for a, b in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    hidden = [net.module.chains[w][0].weight.grad for net in nets for w in (0, 1)]
+    if not clear:  # and no gradient was made for it
+        assert [type(g) is PendingGradient for g in hidden] == [False, False, True, True]
+
+
 def test_autograd_grad_leaves_no_record():
     net = network()
     optimizer = dfa.optim.SGD(net, lr=0.1)
