@@ -171,7 +171,7 @@ def _alignment(row: Row) -> str:
 
 
 def _grids(groups: dict[verdict.Group, dict[str, Row]]) -> Any:
-    """Of each model and method once: every choice, its validation score, and whether it is taken."""
+    """Of each model and method once: every choice, its validation score, whether it is taken."""
     seen = set()
     for (_, model, data, metric), by_method in groups.items():
         for method, row in by_method.items():
