@@ -37,6 +37,21 @@ class _Slot(NamedTuple):
     states: tuple[Tensor, ...]
 
 
+#: Before torch 2.12, AOTAutograd copies what a backward pass has updated into a parameter that
+#: requires a gradient, and fails.
+UPDATES_COMPILE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+
+
+class _Turn:
+    """Where in a step of update="backward" an optimizer is: whether a forward pass has been made,
+    and the parameters that its backward pass has updated. An object of its own, since dynamo of
+    torch 2.11 sets no attribute of an optimizer."""
+
+    def __init__(self) -> None:
+        self.awaiting = False
+        self.applied: list[Tensor] = []
+
+
 class FusedUpdate(torch.optim.Optimizer):
     """What SGD and AdamW share: claiming a DFA module's fused layers, and stepping them."""
 
@@ -59,8 +74,7 @@ class FusedUpdate(torch.optim.Optimizer):
         self._ledger = Ledger()
         # update="backward": where in the step we are.
         self._handle = ops.provide_hyper(self)
-        self._awaiting = False
-        self._applied: list[Tensor] = []
+        self._turn = _Turn()
         self._prepare()
         for net in nets:
             net.claim(self)
@@ -203,8 +217,8 @@ class FusedUpdate(torch.optim.Optimizer):
             if self.update == "step":
                 stepped = self._step_records()
             else:
-                self._stepped(self._applied)
-                self._awaiting, self._applied = False, []
+                self._stepped(self._turn.applied)
+                self._turn.awaiting, self._turn.applied = False, []
             if stepped < sum([len(group["params"]) for group in self.param_groups]):
                 self._step_dense()
         finally:
@@ -306,7 +320,7 @@ class FusedUpdate(torch.optim.Optimizer):
         for p in parameters:
             if id(p) not in self._groups:
                 return False
-        return bool(parameters)
+        return len(parameters) > 0  # dynamo of torch 2.11 knows no bool of a list
 
     def ledger(self) -> Ledger:
         """Where the node of an eager forward pass leaves its record.
@@ -326,11 +340,18 @@ class FusedUpdate(torch.optim.Optimizer):
         """What the node of a forward pass needs to update ``parameters`` in its backward.
 
         Raises:
-            RuntimeError: a second forward pass since the last `step`.
+            RuntimeError: a second forward pass since the last `step`; a compiler of a torch
+                before 2.12.
         """
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if not UPDATES_COMPILE:
+                raise RuntimeError(
+                    'update="backward" under torch.compile needs torch 2.12, and this is '
+                    f"{torch.__version__}: run it uncompiled, or use torch.optim"
+                )
+        else:
             _check_alone(type(self).__name__)
-        if self._awaiting:
+        if self._turn.awaiting:
             raise RuntimeError(
                 'update="backward" allows one forward pass a step, and this is the second since '
                 f"{type(self).__name__}.step(): evaluate under torch.no_grad(), or use "
@@ -342,7 +363,7 @@ class FusedUpdate(torch.optim.Optimizer):
                 'update="backward" steps a bias with its weight, and here fused layers of '
                 'different weights share one: use update="step"'
             )
-        self._awaiting = True
+        self._turn.awaiting = True
         slots: list[int] = []
         rest: list[Tensor | None] = []
         for p in parameters:
@@ -377,7 +398,7 @@ class FusedUpdate(torch.optim.Optimizer):
         Raises:
             RuntimeError: a second backward since the last `step`.
         """
-        if self._applied:
+        if self._turn.applied:
             raise RuntimeError(
                 'update="backward" applies one backward pass a step, and this is the second '
                 f"since {type(self).__name__}.step()"
@@ -387,7 +408,7 @@ class FusedUpdate(torch.optim.Optimizer):
         made = [self._hyper(slot.parameter, slot.group, rows) for slot in chosen]
         parameters = [slot.parameter for slot in chosen]
         self._write_rows(parameters)
-        self._applied = parameters
+        self._turn.applied = parameters
         return made
 
 

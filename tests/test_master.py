@@ -10,6 +10,7 @@ from test_optim import CASES, IDS, LR, Tied, batches
 from torch import nn
 
 import dfa_kernels as dfa
+from dfa_kernels.fused_update import UPDATES_COMPILE
 
 LOW = [torch.bfloat16, torch.float16]
 UPDATES = ["step", "backward"]
@@ -289,6 +290,7 @@ def test_a_master_left_on_another_device():
 # Passes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not UPDATES_COMPILE, reason="needs torch 2.12")
 @pytest.mark.parametrize("name", LR)
 def test_it_compiles_whole(name):
     nets = network(bias=True), network(bias=True)

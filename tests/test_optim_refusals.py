@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from test_optim import batches, network
 
 import dfa_kernels as dfa
+from dfa_kernels import fused_update
 
 
 def after_backward(**kwargs):
@@ -71,6 +72,17 @@ def test_a_compiled_forward_must_update_in_backward():
     ((x, _),) = batches(1)
     with pytest.raises(Exception, match='construct it with update="backward"'):
         compiled(x)
+
+
+def test_an_older_compiler_is_refused(monkeypatch):
+    """Whose AOTAutograd cannot update a parameter in a backward pass."""
+    monkeypatch.setattr(fused_update, "UPDATES_COMPILE", False)
+    net, optimizer, _ = after_backward(update="backward")
+    optimizer.step()
+    torch._dynamo.reset()
+    ((x, _),) = batches(1)
+    with pytest.raises(Exception, match="under torch.compile needs torch 2.12, and this is"):
+        torch.compile(net, backend="aot_eager", fullgraph=True)(x)
 
 
 def test_update_in_backward_refuses_a_second_forward_pass():
