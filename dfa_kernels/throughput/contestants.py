@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import dfa_kernels as dfa
 from dfa_kernels.backends.reference import Reference
+from dfa_kernels.fused_update import UPDATES_COMPILE
 from dfa_kernels.throughput.networks import Task
 from dfa_kernels.throughput.spread import spread
 from dfa_kernels.throughput.timing import Run, rounds
@@ -184,6 +185,16 @@ def plain_optimizer(task: Task, setting: Setting) -> Built:
 
 
 def ours_compiled(task: Task, setting: Setting) -> Built:
+    """The update in a compiled backward pass.
+
+    Raises:
+        NotImplementedError: this torch cannot compile that.
+    """
+    if not UPDATES_COMPILE:
+        raise NotImplementedError(
+            f"an update in a compiled backward pass needs torch 2.12, and this is "
+            f"{torch.__version__}"
+        )
     net = dfa.DFA(setting.cast(task.network(fused=True)))
     optimizer = setting.fused_optimizer(net, "backward")
     run = loop(objective_of(setting.compile(net), task), optimizer, task, setting)
