@@ -181,13 +181,14 @@ class DNANet(Network):
 
 class Architecture(NamedTuple):
     """``normalised``: whether the features of a node sum to 1. ``variants``: the regularisations
-    that the grid offers to each method. ``steps``: of a run."""
+    that the grid offers to each method. ``steps``: of a run; ``quick``: of one with --quick."""
 
     line: str
     build: Callable[[int, int, Regularisation], Network]
     variants: dict[str, Regularisation]
     normalised: bool = True
     steps: int = 200
+    quick: int = 60
 
 
 def _small_dna(features: int, classes: int, regularisation: Regularisation) -> DNANet:
@@ -235,11 +236,9 @@ ARCHITECTURES = {
         },
     ),
     "dna": Architecture(
-        "dynamic neighbourhood aggregation, 5 layers of 128", DNANet, _DNA, normalised=False
+        "dynamic neighbourhood aggregation, 5 layers of 128", DNANet, _DNA, False, quick=12
     ),
-    "dna-small": Architecture(
-        "the same, 3 layers of 64", _small_dna, _DNA, normalised=False, steps=100
-    ),
+    "dna-small": Architecture("the same, 3 layers of 64", _small_dna, _DNA, False, steps=100),
     "gae": Architecture(
         "graph autoencoder, 32 hidden and 16 in its embedding",
         Encoder,
