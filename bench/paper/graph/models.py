@@ -197,27 +197,17 @@ def _small_dna(features: int, classes: int, regularisation: Regularisation) -> D
 
 # "strong" is what the architectures were published with for backpropagation. "light" is what the
 # paper found DFA to want: weight decay 1e-4 and little dropout.
+_HIDDEN = {
+    "strong": Regularisation(hidden=0.5, decay=5e-4),
+    "light": Regularisation(hidden=0.1, decay=1e-4),
+}
 _DNA = {
     "strong": Regularisation(0, 0.5, 0.8, 5e-4, 5e-4),
     "light": Regularisation(0, 0.1, 0.1, 1e-4, 1e-4),
 }
 ARCHITECTURES = {
-    "gcn": Architecture(
-        "graph convolutions, 16 hidden",
-        GCN,
-        {
-            "strong": Regularisation(hidden=0.5, decay=5e-4),
-            "light": Regularisation(hidden=0.1, decay=1e-4),
-        },
-    ),
-    "cheb": Architecture(
-        "Chebyshev polynomials of two terms, 16 hidden",
-        ChebNet,
-        {
-            "strong": Regularisation(hidden=0.5, decay=5e-4),
-            "light": Regularisation(hidden=0.1, decay=1e-4),
-        },
-    ),
+    "gcn": Architecture("graph convolutions, 16 hidden", GCN, _HIDDEN),
+    "cheb": Architecture("Chebyshev polynomials of two terms, 16 hidden", ChebNet, _HIDDEN),
     "spline": Architecture(
         "splines of one dimension, 16 hidden",
         SplineNet,
