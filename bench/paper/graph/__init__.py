@@ -25,8 +25,6 @@ from bench.paper.graph.problem import OUTPUT, GraphProblem, Setting
 from bench.paper.task import Task
 from dfa_kernels.training import InputError
 
-_QUICK_STEPS = 60
-
 
 class GraphTask(Task):
     name = "graph"
@@ -48,7 +46,7 @@ class GraphTask(Task):
         if options.steps is not None and options.steps < 1:
             raise InputError(f"--steps must be at least 1, got {options.steps}")
         architecture = ARCHITECTURES[options.model]
-        own = _QUICK_STEPS if options.quick else architecture.steps
+        own = architecture.quick if options.quick else architecture.steps
         variant = next(iter(architecture.variants))
         setting = Setting(options.model, variant, options.distribution, options.steps or own)
         kind = Autoencoder if options.model == "gae" else Classification

@@ -181,13 +181,14 @@ class DNANet(Network):
 
 class Architecture(NamedTuple):
     """``normalised``: whether the features of a node sum to 1. ``variants``: the regularisations
-    that the grid offers to each method. ``steps``: of a run."""
+    that the grid offers to each method. ``steps``: of a run; ``quick``: of one with --quick."""
 
     line: str
     build: Callable[[int, int, Regularisation], Network]
     variants: dict[str, Regularisation]
     normalised: bool = True
     steps: int = 200
+    quick: int = 60
 
 
 def _small_dna(features: int, classes: int, regularisation: Regularisation) -> DNANet:
@@ -196,27 +197,17 @@ def _small_dna(features: int, classes: int, regularisation: Regularisation) -> D
 
 # "strong" is what the architectures were published with for backpropagation. "light" is what the
 # paper found DFA to want: weight decay 1e-4 and little dropout.
+_HIDDEN = {
+    "strong": Regularisation(hidden=0.5, decay=5e-4),
+    "light": Regularisation(hidden=0.1, decay=1e-4),
+}
 _DNA = {
     "strong": Regularisation(0, 0.5, 0.8, 5e-4, 5e-4),
     "light": Regularisation(0, 0.1, 0.1, 1e-4, 1e-4),
 }
 ARCHITECTURES = {
-    "gcn": Architecture(
-        "graph convolutions, 16 hidden",
-        GCN,
-        {
-            "strong": Regularisation(hidden=0.5, decay=5e-4),
-            "light": Regularisation(hidden=0.1, decay=1e-4),
-        },
-    ),
-    "cheb": Architecture(
-        "Chebyshev polynomials of two terms, 16 hidden",
-        ChebNet,
-        {
-            "strong": Regularisation(hidden=0.5, decay=5e-4),
-            "light": Regularisation(hidden=0.1, decay=1e-4),
-        },
-    ),
+    "gcn": Architecture("graph convolutions, 16 hidden", GCN, _HIDDEN),
+    "cheb": Architecture("Chebyshev polynomials of two terms, 16 hidden", ChebNet, _HIDDEN),
     "spline": Architecture(
         "splines of one dimension, 16 hidden",
         SplineNet,
@@ -235,11 +226,9 @@ ARCHITECTURES = {
         },
     ),
     "dna": Architecture(
-        "dynamic neighbourhood aggregation, 5 layers of 128", DNANet, _DNA, normalised=False
+        "dynamic neighbourhood aggregation, 5 layers of 128", DNANet, _DNA, False, quick=12
     ),
-    "dna-small": Architecture(
-        "the same, 3 layers of 64", _small_dna, _DNA, normalised=False, steps=100
-    ),
+    "dna-small": Architecture("the same, 3 layers of 64", _small_dna, _DNA, False, steps=100),
     "gae": Architecture(
         "graph autoencoder, 32 hidden and 16 in its embedding",
         Encoder,

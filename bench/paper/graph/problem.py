@@ -101,5 +101,5 @@ class GraphProblem(Problem):
         return [path]
 
     def shown(self) -> picture.Shown:
-        """Nodes that no method trained on."""
+        """Nodes whose class no method was shown."""
         return picture.Shown(self.graph.test, self.graph.y)
