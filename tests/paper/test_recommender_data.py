@@ -137,6 +137,15 @@ def test_a_line_that_is_none_is_named(tmp_path, monkeypatch, row, said, size):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(criteo, "_LINE", 1000)
+    monkeypatch.setattr(criteo.blocks, "__defaults__", (600,))
+    path = tsv(tmp_path / "day.tsv", [BLANK, BLANK])
+    path.write_bytes(path.read_bytes() + b"x" * 5000)
+    with pytest.raises(InputError, match=r"day\.tsv, line 3: no end in 1000 bytes"):
+        criteo.load(path, tmp_path / "cache", 1)
+
+
 def test_a_vocabulary_without_values_is_refused(tmp_path):
     rows = [changed(16, f"{n:08x}") for n in range(50)]
     training = int((split_of(0, 50) == 0).sum())

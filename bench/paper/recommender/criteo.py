@@ -11,15 +11,17 @@ and a few times that while one field's are merged. Measured by `loading`.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from io import BytesIO
 from math import floor, log
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -42,6 +44,7 @@ INTEGERS, CATEGORIES = 13, 26
 FIELDS = tuple([f"I{i + 1}" for i in range(INTEGERS)] + [f"C{i + 1}" for i in range(CATEGORIES)])
 _COLUMNS = 1 + len(FIELDS)
 _BLOCK = 32 << 20  # bytes of text at a time
+_LINE = 1 << 20  # bytes that no line has
 _ROWS = 100_000  # rows at a time, once they are numbers
 _FORMAT = 1  # of the cache
 _TAB, _NEWLINE = ord("\t"), ord("\n")
@@ -84,7 +87,8 @@ def load(
         try:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
-            _build(path, beside, identity, watch)
+            described = {**identity, **_build(path, beside, min_count, watch)}
+            (beside / "cache.json").write_text(json.dumps(described, indent=1) + "\n")
             os.replace(beside, folder)
         except OSError as failed:
             raise InputError(f"cache {folder} cannot be written: {failed.strerror}") from None
@@ -107,12 +111,13 @@ def _opened(folder: Path, split: str, rows: int) -> Split:
 
 
 def _build(
-    path: Path, folder: Path, identity: dict[str, object], watch: Callable[[float], None]
-) -> None:
+    path: Path, folder: Path, min_count: int, watch: Callable[[float], None]
+) -> dict[str, object]:
+    """The files of every split; how many rows each has, and how many values each field."""
     counts = [Counts() for _ in FIELDS]
     keys_path, labels_path = folder / "keys", folder / "labels"
-    rows, training, size = 0, 0, max(path.stat().st_size, 1)
-    read = 0
+    rows = training = read = 0
+    size = path.stat().st_size
     with keys_path.open("wb") as keys_file, labels_path.open("wb") as labels_file:
         for block in blocks(path):
             is_training = split_of(rows, block.rows) == 0
@@ -127,40 +132,39 @@ def _build(
             rows += block.rows
             training += int(is_training.sum())
             read += len(block.text)
-            watch(min(1.0, read / size))
+            watch(read / size)
     if not rows:
         raise InputError(f"{path} is empty: a label and {len(FIELDS)} fields a line are needed")
-    known = vocabularies(counts, FIELDS, int(str(identity["min_count"])), path, training)
+    known = vocabularies(counts, FIELDS, min_count, path, training)
     made = _encode(folder, rows, known)
     keys_path.unlink()
     labels_path.unlink()
-    described = {**identity, "rows": made, "sizes": sizes_of(known)}
-    (folder / "cache.json").write_text(json.dumps(described, indent=1) + "\n")
+    return {"rows": made, "sizes": sizes_of(known)}
 
 
 def _encode(folder: Path, rows: int, known: list[NDArray[np.int64]]) -> dict[str, int]:
     """From keys and labels to a pair of files for each split; the rows in each."""
     made = dict.fromkeys(SPLITS, 0)
-    files = {s: [(folder / f"{s}.{k}").open("wb") for k in ("ids", "labels")] for s in SPLITS}
-    try:
-        with (folder / "keys").open("rb") as keys_file, (folder / "labels").open("rb") as labels:
-            for first in range(0, rows, _ROWS):
-                count = min(_ROWS, rows - first)
-                keys = np.fromfile(keys_file, np.int64, count * len(FIELDS)).reshape(count, -1)
-                label = np.fromfile(labels, np.uint8, count)
-                ids = np.empty(keys.shape, np.int32)
-                for f, vocabulary in enumerate(known):
-                    ids[:, f] = encode(keys[:, f], vocabulary)
-                place = split_of(first, count)
-                for number, split in enumerate(SPLITS):
-                    here = place == number
-                    ids[here].tofile(files[split][0])
-                    label[here].tofile(files[split][1])
-                    made[split] += int(here.sum())
-    finally:
-        for pair in files.values():
-            for file in pair:
-                file.close()
+    with ExitStack() as files:
+
+        def opened(name: str, mode: str) -> IO[bytes]:
+            return cast(IO[bytes], files.enter_context((folder / name).open(mode)))
+
+        keys_file, labels_file = opened("keys", "rb"), opened("labels", "rb")
+        targets = [(s, opened(f"{s}.ids", "wb"), opened(f"{s}.labels", "wb")) for s in SPLITS]
+        for first in range(0, rows, _ROWS):
+            count = min(_ROWS, rows - first)
+            keys = np.fromfile(keys_file, np.int64, count * len(FIELDS)).reshape(count, -1)
+            labels = np.fromfile(labels_file, np.uint8, count)
+            ids = np.empty(keys.shape, np.int32)
+            for f, vocabulary in enumerate(known):
+                ids[:, f] = encode(keys[:, f], vocabulary)
+            place = split_of(first, count)
+            for number, (split, ids_file, split_labels) in enumerate(targets):
+                here = place == number
+                ids[here].tofile(ids_file)
+                labels[here].tofile(split_labels)
+                made[split] += int(here.sum())
     return made
 
 
@@ -183,6 +187,11 @@ def blocks(path: Path, size: int = _BLOCK) -> Iterator[Block]:
             end = text.rfind(b"\n") + 1 if read else len(text)
             text, rest = text[:end], text[end:]
             if not text:
+                if len(rest) > _LINE:
+                    raise InputError(
+                        f"{path}, line {line}: no end in {_LINE} bytes, so it is no row of "
+                        f"{_COLUMNS} fields"
+                    )
                 continue
             if not text.endswith(b"\n"):
                 text += b"\n"
@@ -224,7 +233,7 @@ def parse(path: Path, block: Block) -> list[Column]:
     """
     frame = pd.read_csv(
         BytesIO(block.text), sep="\t", header=None, names=range(_COLUMNS), dtype=object,
-        quoting=3, keep_default_na=False, na_values=[""], lineterminator="\n",
+        quoting=csv.QUOTE_NONE, keep_default_na=False, na_values=[""], lineterminator="\n",
         skip_blank_lines=False, encoding="latin-1",
     )  # fmt: skip
     columns = []

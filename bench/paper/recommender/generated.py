@@ -86,8 +86,8 @@ class Truth:
                 logit += (part - centre) * scale
             probabilities = (1 / (1 + np.exp(-logit))).astype(np.float32)
             labels = (draw.random(_CHUNK) < probabilities).astype(np.uint8)
-            made = Rows(integers, categories, labels, probabilities)
-            yield Rows(*(part[: count - first] for part in made))
+            end = count - first
+            yield Rows(integers[:end], categories[:end], labels[:end], probabilities[:end])
 
     def _values(
         self, draw: np.random.Generator, rows: int

@@ -64,10 +64,14 @@ SMALL = {
 class Model(nn.Module):
     """Embeddings, and what every model needs of its fields.
 
-    ``points``: where the projected error enters. ``tower``: what the frozen control freezes.
+    ``points``: where the projected error enters. ``tower``: what the frozen control freezes; a
+    factorization machine has none.
 
     Shape: (N, fields) of integers → (N, 1) logits.
     """
+
+    offsets: Tensor
+    tower: Tower
 
     def __init__(self, fields: Sequence[int], sizes: Sizes) -> None:
         super().__init__()
@@ -76,11 +80,10 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(int(ends[-1]), sizes.embedding)
         nn.init.normal_(self.embedding.weight, std=0.05)
         self.width = len(fields) * sizes.embedding
-        self.tower: Tower | None = None
 
     @property
     def points(self) -> list[nn.Module]:
-        return [] if self.tower is None else self.tower.points
+        return self.tower.points
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """Which rows of the embedding table the fields' values are."""
@@ -128,6 +131,10 @@ class FM(Model):
         super().__init__(fields, sizes)
         self.first_order = FirstOrder(self.embedding.num_embeddings)
 
+    @property
+    def points(self) -> list[nn.Module]:
+        return []
+
     def forward(self, ids: Tensor) -> Tensor:
         rows = self.rows_of(ids)
         return self.first_order(rows) + pairwise(self.embedding(rows))
@@ -138,9 +145,10 @@ def pairwise(embedded: Tensor) -> Tensor:
     return 0.5 * (embedded.sum(1).square() - embedded.square().sum(1)).sum(1, keepdim=True)
 
 
-class DeepFM(FM):
+class DeepFM(Model):
     def __init__(self, fields: Sequence[int], sizes: Sizes) -> None:
         super().__init__(fields, sizes)
+        self.first_order = FirstOrder(self.embedding.num_embeddings)
         self.tower = Tower(self.width, sizes)
         self.head = nn.Linear(self.tower.out_features, 1)
         self.embeddings_learn_from_tower = True
@@ -175,12 +183,10 @@ class DeepCross(Model):
 
     @property
     def points(self) -> list[nn.Module]:
-        assert self.tower is not None
         # The last cross layer learns from the stack.
         return [self.embedding, *self.tower.points, *self.cross[:-1], self.stack]
 
     def forward(self, ids: Tensor) -> Tensor:
-        assert self.tower is not None
         first = x = self.embedding(self.rows_of(ids)).flatten(1)
         for layer in self.cross:
             x = layer(first, x)
@@ -215,13 +221,11 @@ class AutoInt(Model):
 
     @property
     def points(self) -> list[nn.Module]:
-        assert self.tower is not None
         # The last attention layer and the residual learn from their sum.
         cross = [self.project, *self.attention[:-1], self.interaction]
         return [self.embedding, *cross, *self.tower.points]
 
     def forward(self, ids: Tensor) -> Tensor:
-        assert self.tower is not None
         rows = self.rows_of(ids)
         embedded = self.embedding(rows)
         x = self.project(embedded)
@@ -257,11 +261,9 @@ class AFN(Model):
 
     @property
     def points(self) -> list[nn.Module]:
-        assert self.tower is not None
         return [self.logarithmic, *self.tower.points]
 
     def forward(self, ids: Tensor) -> Tensor:
-        assert self.tower is not None
         rows = self.rows_of(ids)
         deep = self.head(self.tower(self.logarithmic(self.embedding(rows))))
         return self.first_order(rows) + deep

@@ -128,7 +128,7 @@ class Fit(Run):
 
 def wrap(model: Model, method: str, distribution: str, seed: int) -> dfa.DFA:
     """``model`` as ``method`` trains it; the seed is B's too."""
-    if method == FROZEN and model.tower is not None:
+    if method == FROZEN:
         model.tower.requires_grad_(False)
     if isinstance(model, DeepFM):
         model.embeddings_learn_from_tower = method == "bp"
