@@ -91,10 +91,13 @@ class Language(Task):
         number("--steps", int, "of a run")
         number("--batch", int, "windows a step")
         number("--context", int, "tokens of a window")
-        number("--stride", int, "tokens between evaluated windows: smaller than --context, each "
-               "word sees more")  # fmt: skip
+        parser.add_argument(
+            "--stride", type=int, metavar="N",
+            help="tokens from one evaluated window to the next: the fewer, the more each word sees "
+            "(--context)",
+        )  # fmt: skip
         number("--vocabulary", int, f"pieces, at least {tokens.SMALLEST}")
-        number("--dropout", float, "")
+        number("--dropout", float, "share of activations")
         number("--validations", int, "of a run")
         number("--validation-words", int, "the first so many; 0: all")
         number("--test-words", int, "the first so many; 0: all")
