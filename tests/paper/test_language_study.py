@@ -240,6 +240,7 @@ def test_the_papers_recipe():
         (["--dropout", "1"], r"--dropout must be in \[0, 1\), got 1"),
         (["--beta2", "-0.1"], r"--beta2 must be in \[0, 1\), got -0.1"),
         (["--device", "nowhere"], "--device nowhere cannot be used"),
+        (["--device", "meta"], "--device meta cannot be used"),
         (["--test-words", "-1"], "--test-words must be at least 0, got -1"),
         (["--data", "python"], "--data python needs no --root"),
         (["--attention", "wide"], "invalid choice: 'wide'"),

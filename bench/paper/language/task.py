@@ -149,7 +149,7 @@ def _check(asked: argparse.Namespace, size: Size) -> None:
         if not 0 <= value < 1:
             raise InputError(f"--{name} must be in [0, 1), got {value:g}")
     try:
-        torch.empty(0, device=torch.device(asked.device))
+        torch.zeros(1, device=torch.device(asked.device)).item()
     except (RuntimeError, AssertionError) as missing:
         why = str(missing).splitlines()[0]
         raise InputError(f"--device {asked.device} cannot be used: {why}") from None
