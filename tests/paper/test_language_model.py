@@ -216,8 +216,14 @@ def test_alignment_names_every_point(granularity):
     assert all(abs(cosine.mean) <= 1 for cosine in cosines.values())
 
 
-def test_dropout_reaches_every_place_in_training_alone():
+@pytest.mark.parametrize("place", ["drop", "blocks.0.drop", "blocks.1.attend"])
+def test_dropout_is_at_every_place_and_in_training_alone(place):
     net = transformer(size=replace(TINY, dropout=0.5))
+    for name, module in net.named_modules():
+        if name != place and isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if name != place and isinstance(module, attention.Standard):
+            module.dropout = 0.0
     x, _ = batch()
     assert not torch.equal(net(x), net(x))
     net.eval()

@@ -99,6 +99,9 @@ def test_every_method_begins_with_the_same_weights_and_minibatches(problem, monk
             run.step()
         drawn.append(places[-3:])
     assert drawn == drawn[:1] * 4 and drawn[0][0] != drawn[0][1]
+    ends = len(problem().tokens["train"]) - 6
+    first = torch.randint(ends, (4,), generator=torch.Generator().manual_seed(7))
+    assert drawn[0][0] == first.tolist()  # whatever the weights and dropout draw
     for other in begun:
         assert all(torch.equal(other[name], begun[0][name]) for name in other)
     another = weights(problem().run("bp", 1e-2, 8))
@@ -237,6 +240,7 @@ def test_the_papers_recipe():
         (["--dropout", "1"], r"--dropout must be in \[0, 1\), got 1"),
         (["--beta2", "-0.1"], r"--beta2 must be in \[0, 1\), got -0.1"),
         (["--device", "nowhere"], "--device nowhere cannot be used"),
+        (["--device", "meta"], "--device meta cannot be used"),
         (["--test-words", "-1"], "--test-words must be at least 0, got -1"),
         (["--data", "python"], "--data python needs no --root"),
         (["--attention", "wide"], "invalid choice: 'wide'"),

@@ -9,12 +9,13 @@ that the same Python gives the same split everywhere.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sysconfig
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from dfa_kernels.training import InputError
 
@@ -64,7 +65,8 @@ class Text(NamedTuple):
         """The file, or how many there are and where, for a message."""
         if len(self.files) == 1:
             return str(self.files[0])
-        return f"the {self.name} split of {len(self.files)} files under {self.files[0].parent}"
+        folder = os.path.commonpath([path.parent for path in self.files])
+        return f"the {self.name} split of {len(self.files)} files under {folder}"
 
 
 class Corpus(NamedTuple):
@@ -140,7 +142,7 @@ def _find(root: Path, split: str) -> Path:
     raise InputError(f"{root} holds neither {' nor '.join(_NAMES[split])}")
 
 
-def _opened(path: Path):
+def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as refused:

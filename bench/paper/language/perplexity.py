@@ -37,7 +37,7 @@ def negative_log_likelihood(
     context: int,
     stride: int,
     batch: int,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
 ) -> float:
     """The sum in nats over all tokens but the first, which is only looked at."""
     starts, fresh = windows(len(tokens) - 1, context, stride)
@@ -53,7 +53,7 @@ def negative_log_likelihood(
 
 
 def gather(
-    tokens: np.ndarray, starts: np.ndarray, length: int, device: str = "cpu"
+    tokens: np.ndarray, starts: np.ndarray, length: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Windows, and the token after each of theirs: (N, length) both."""
     rows = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)

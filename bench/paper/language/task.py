@@ -91,10 +91,13 @@ class Language(Task):
         number("--steps", int, "of a run")
         number("--batch", int, "windows a step")
         number("--context", int, "tokens of a window")
-        number("--stride", int, "tokens between evaluated windows: smaller than --context, each "
-               "word sees more")  # fmt: skip
+        parser.add_argument(
+            "--stride", type=int, metavar="N",
+            help="tokens from one evaluated window to the next: the fewer, the more each word sees "
+            "(--context)",
+        )  # fmt: skip
         number("--vocabulary", int, f"pieces, at least {tokens.SMALLEST}")
-        number("--dropout", float, "")
+        number("--dropout", float, "share of activations")
         number("--validations", int, "of a run")
         number("--validation-words", int, "the first so many; 0: all")
         number("--test-words", int, "the first so many; 0: all")
@@ -146,7 +149,7 @@ def _check(asked: argparse.Namespace, size: Size) -> None:
         if not 0 <= value < 1:
             raise InputError(f"--{name} must be in [0, 1), got {value:g}")
     try:
-        torch.empty(0, device=torch.device(asked.device))
+        torch.zeros(1, device=torch.device(asked.device)).item()
     except (RuntimeError, AssertionError) as missing:
         why = str(missing).splitlines()[0]
         raise InputError(f"--device {asked.device} cannot be used: {why}") from None

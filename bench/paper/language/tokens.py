@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -94,15 +96,14 @@ def prepare(corpus: Corpus, size: int, folder: Path) -> tuple[Vocabulary, dict[s
             made = vocabulary.encode(text.lines())
             if vocabulary.words(made) == int((made[1:] == vocabulary.eos).sum()):
                 raise InputError(f"{text.describe()} holds no words")
-            _whole(path, lambda beside, made=made: _save(beside, made))
+            _whole(path, partial(_save, array=made))
         tokens[text.name] = _cached(path, lambda path: np.load(path, mmap_mode="r"))
     return vocabulary, tokens
 
 
 def _vocabulary(corpus: Corpus, size: int, path: Path) -> Vocabulary:
     if not path.exists():
-        lines = iter(corpus.train.lines())
-        made = Vocabulary.train(lines, size)
+        made = Vocabulary.train(corpus.train.lines(), size)
         if made.size < SMALLEST:
             raise InputError(f"{corpus.train.describe()} holds no words: its vocabulary is empty")
         _whole(path, lambda beside: made.bpe.save(str(beside)))
@@ -128,7 +129,7 @@ def _whole(path: Path, write: Callable[[Path], object]) -> None:
         raise InputError(f"{path} cannot be written: {failed.strerror}") from None
 
 
-def _cached(path: Path, read: Callable[[Path], object]):
+def _cached(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
     except Exception as broken:  # tokenizers raises nothing narrower
