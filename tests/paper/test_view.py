@@ -234,3 +234,16 @@ def test_a_namespace_is_completed():
     made = TASK.problem(options)
     assert isinstance(options, argparse.Namespace) and made.frames == options.frames == 8
     assert made.scene.camera.width == 24
+
+
+@pytest.mark.parametrize("steps", [1, 4, 100, 200_000])
+def test_the_rate_rises_and_then_falls_to_a_tenth(scene, steps):
+    share = [
+        problem(scene, steps=steps).share_of_rate(step)
+        for step in range(0, steps, -(-steps // 100))
+    ]
+    assert all(0 < s <= 1 for s in share)
+    if steps >= 100:
+        assert share[0] < 0.11 and max(share) == pytest.approx(0.8, abs=0.03)
+        assert share.index(max(share)) == pytest.approx(10, abs=1)
+        assert share[-1] == pytest.approx(0.1, abs=0.005)

@@ -57,12 +57,13 @@ def test_through_empty_space_the_background_is_seen(grey):
     assert seen.opacity.max() == 0 and (seen.depth == 6).all()
 
 
-def test_without_a_background_the_last_sample_reaches_to_infinity():
+def test_without_a_background_what_passes_ends_at_the_last_sample():
     colours, t = torch.rand(3, 4, 3) * 0.8 + 0.1, stratified(ENDLESS, 3, 4, None)
     densities = torch.full((3, 4), EMPTY)
-    densities[:, 3] = -8.0  # hardly anything
+    densities[:, 3] = -80.0
     seen = composite(raw(colours, densities), t, rays(3), ENDLESS)
     torch.testing.assert_close(seen.colour, colours[:, 3])
+    torch.testing.assert_close(seen.opacity, torch.ones(3))
     assert composite(raw(colours, densities), t, rays(3), WHITE).opacity.max() < 1e-2
 
 

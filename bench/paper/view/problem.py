@@ -23,6 +23,7 @@ from bench.paper.view.views import Scene
 from dfa_kernels.alignment import Cosine
 
 _CHUNK = 4096  # rays rendered at a time
+_RISE = 0.1  # the share of the steps over which the rate rises
 _DECAY = 0.1  # what is left of the rate at the last step
 _SHOWN = 2  # test views in the pictures
 _ALIGNED = 128  # rays whose alignment is measured
@@ -37,8 +38,7 @@ class Training(Run):
         model = NeRF(problem.size).to(problem.device)
         self.net = dfa.DFA(model, dfa.Feedback(problem.distribution, seed=seed), method=method)
         self.optimizer = dfa.optim.AdamW(self.net, lr=rate, weight_decay=0)
-        gamma = _DECAY ** (1 / problem.steps)
-        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, gamma)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, problem.share_of_rate)
         self._scores: dict[str, dict[str, float]] = {}  # of the weights as they are
 
     def loss(self) -> Tensor:
@@ -131,8 +131,14 @@ class Views(Problem):
             "background": volume.background,
             "ndc": scene.ndc,
             "distribution": distribution,
-            "optimizer": f"Adam, rate falling exponentially to {_DECAY:g} of itself",
+            "optimizer": f"Adam, rate rising over {_RISE:g} of the steps, falling to {_DECAY:g}",
         }
+
+    def share_of_rate(self, step: int) -> float:
+        """A linear rise, then an exponential fall, as mip-NeRF's: a full rate at once can send a
+        density where its gradient is zero, before the feedback means anything."""
+        rise = min(1.0, (step + 1) / (_RISE * self.steps))
+        return rise * _DECAY ** (step / self.steps)
 
     def run(self, method: str, rate: float, seed: int) -> Training:
         return Training(self, method, rate, seed)

@@ -18,12 +18,10 @@ from torch import Tensor
 from bench.paper.view.cameras import Rays
 from bench.paper.view.model import Query, Size
 
-_ENDLESS = 1e10  # the length of the last interval where nothing lies behind the scene
-
 
 class Volume(NamedTuple):
     """The stretch of every ray that holds the scene. ``background``: the grey that lies behind
-    it, 1 for white; None: the last sample reaches to infinity."""
+    it, 1 for white; None: what passes everything else ends at the last sample."""
 
     near: float
     far: float
@@ -81,12 +79,16 @@ def composite(raw: Tensor, depths: Tensor, rays: Rays, volume: Volume) -> Render
     Density is softplus(raw − 1), not the authors' relu: a relu that is off along a whole ray
     passes no error back, and a short run does not recover from it (Barron et al. 2021).
     """
-    last = _ENDLESS if volume.background is None else volume.far
-    gaps = torch.diff(depths, append=torch.full_like(depths[:, :1], last)).clamp_min(0)
+    gaps = torch.diff(depths, append=torch.full_like(depths[:, :1], volume.far)).clamp_min(0)
     gaps = gaps * rays.directions.norm(dim=1, keepdim=True)
     thickness = F.softplus(raw[..., 3] - 1) * gaps
     passed = torch.exp(thickness - thickness.cumsum(1))
-    weights = passed * -torch.expm1(-thickness)
+    absorbed = -torch.expm1(-thickness)
+    if volume.background is None:
+        # The authors' last interval of 10¹⁰ says the same, until all densities fall so low that
+        # the ray comes out black, where no error reaches them: a run that got there stayed there.
+        absorbed = torch.cat([absorbed[:, :-1], torch.ones_like(absorbed[:, :1])], 1)
+    weights = passed * absorbed
     colour = (weights.unsqueeze(2) * raw[..., :3].sigmoid()).sum(1)
     depth, opacity = (weights * depths).sum(1), weights.sum(1)
     if volume.background is not None:
