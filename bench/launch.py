@@ -20,13 +20,13 @@ from unittest import mock
 
 import torch
 
-from bench import environment
 from bench.gpu.promises import network, updates_of
 from bench.gpu.rows import Spread, fact, spread
-from bench.gpu.timing import host, kernel
 from dfa_kernels import ops
 from dfa_kernels.backends.contract import Layer, LayerUpdate
 from dfa_kernels.feedback import Feedback
+from dfa_kernels.throughput import environment
+from dfa_kernels.throughput.timing import host, kernel
 
 if TYPE_CHECKING:
     from bench.gpu.context import Context

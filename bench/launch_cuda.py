@@ -16,12 +16,12 @@ from unittest import mock
 
 import torch
 
-from bench import environment
 from bench.gpu.rows import Spread, spread
 from bench.launch import ERROR, LAYERS, ROWS, WIDTH, Case, _microseconds
 from dfa_kernels.backends.cuda import rules
 from dfa_kernels.backends.cuda.kernels import Kernels
 from dfa_kernels.feedback import Feedback
+from dfa_kernels.throughput import environment
 from tests import emulator
 
 NOTHING = Path(__file__).parents[1] / "tests/emulated/nothing.cpp"

@@ -14,15 +14,15 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench import environment, memory, step_report
-from bench.contestants import CONTESTANTS, Shape, Step
+from bench import memory, step_report
+from bench.contestants import CONTESTANTS, Shape
+from dfa_kernels.throughput import counting, environment
+from dfa_kernels.throughput.timing import Run, rounds
 
 SHAPES = (
     Shape(128, 3, 256, 10),
@@ -31,9 +31,6 @@ SHAPES = (
     Shape(64, 8, 512, 10),
     Shape(256, 4, 1024, 10000),
 )
-WARM_UP = 3
-# Seconds of a turn: beside steps longer than that, what the caches held does not matter.
-TURN = 0.05
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,22 +63,22 @@ def _write(result: dict[str, Any], out: Path) -> None:
 
 def measure(shape: Shape, names: list[str], seconds: float) -> dict[str, Any]:
     """One row for each contestant that is installed, and the reason for each that is not."""
-    steps: dict[str, Step] = {}
+    steps: dict[str, Run] = {}
     missing = {}
     for name in names:
         try:
             steps[name] = CONTESTANTS[name](shape)
         except ImportError as absent:
             missing[name] = str(absent)
-    flops = {name: _flops(step) for name, step in steps.items() if "compiled" not in name}
-    times = _times(steps, seconds)
+    flops = {n: counting.performed(run) for n, run in steps.items() if "compiled" not in n}
+    times = rounds(steps, torch.device("cpu"), seconds)
     base = times["backpropagation"]
     rows = {}
     for name, own in times.items():
         ratios = sorted(a / b for a, b in zip(own, base, strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4)
         rows[name] = {
-            "ms": statistics.median(own) * 1e3,
+            "ms": statistics.median(own),
             "ratio": middle,
             "quartiles": [low, high],
             "flops": flops.get(name),
@@ -106,44 +103,6 @@ def add_memory(found: dict[str, Any], threads: int) -> None:
         row["peak_bytes"] = held and held.bytes
         row["peak_range"] = held and held.range
         row["in_use_bytes"] = held and held.in_use
-
-
-def _times(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
-    """Seconds a step of every turn; at least 9 rounds, then as many as fit."""
-    for step in steps.values():
-        for _ in range(WARM_UP):
-            step()
-    order = list(steps)
-    start = time.perf_counter()
-    steps[order[0]]()
-    counted = max(1, min(8, round(TURN / (time.perf_counter() - start))))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    end = time.perf_counter() + seconds
-    while len(times[order[0]]) < 9 or time.perf_counter() < end:
-        order.append(order.pop(0))
-        for name in order:
-            step = steps[name]
-            if counted > 1:
-                step()
-            start = time.perf_counter()
-            for _ in range(counted):
-                step()
-            times[name].append((time.perf_counter() - start) / counted)
-    return times
-
-
-def _flops(step: Step) -> int:
-    """Of the matrix products of one step; those that accumulate in place are products too."""
-    with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
-        step()
-    return counter.get_total_flops()
-
-
-def _product(total: tuple, a: tuple[int, int], b: tuple[int, int], **_: Any) -> int:
-    return 2 * a[0] * a[1] * b[1]
-
-
-_IN_PLACE = {torch.ops.aten.addmm_: _product}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from bench.gpu import counting, launches
+from bench.gpu import launches
 from bench.gpu.context import Context
 from bench.gpu.rows import Row, fact, timed
-from bench.gpu.timing import host, kernel
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.timing import host, kernel
 
 #: The products' ceilings, by their names in the rows.
 RATES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}

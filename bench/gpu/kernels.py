@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.gpu import contestants, counting
+from bench.gpu import contestants
 from bench.gpu.contestants import Setting
 from bench.gpu.context import Context
 from bench.gpu.rows import compared, timed
-from bench.gpu.timing import Run, kernel, rounds
 from dfa_kernels import ops
 from dfa_kernels.backends.contract import HEAD, RULES, Layer, Point
 from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
@@ -17,6 +16,8 @@ from dfa_kernels.backends.reference import Reference
 from dfa_kernels.backends.triton import project, rules, update
 from dfa_kernels.backends.triton.launch import Launch, Launcher
 from dfa_kernels.feedback import Feedback
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.timing import Run, kernel, rounds
 
 #: Error widths of `project`'s rows.
 ERRORS = (10, 32, 64, 128, 256, 512)

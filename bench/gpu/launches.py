@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from bench.gpu.timing import Run
+from dfa_kernels.throughput.timing import Run
 
 
 @triton.jit

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from bench import environment
 from bench.gpu.context import Context
 from bench.gpu.rows import fact
+from dfa_kernels.throughput import environment
 
 _FIELDS = (
     "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit",

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import dfa_kernels as dfa
 from bench.gpu.context import Context
 from bench.gpu.rows import fact
-from bench.gpu.timing import graphed
 from dfa_kernels import ops
 from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Segment, Update
 from dfa_kernels.feedback import Feedback
+from dfa_kernels.throughput.timing import graphed
 
 #: Tables of pointers are kept between steps: as many bytes are not the feedback's.
 TABLES = 1 << 16

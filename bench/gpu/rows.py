@@ -6,33 +6,17 @@ Whether a target is reached is decided by the quartiles: where they straddle it,
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench.gpu import counting
-from bench.gpu.counting import Work
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.counting import Work
+from dfa_kernels.throughput.spread import Spread, spread
 
 Row = dict[str, Any]
 
 REACHED, MISSED, UNDECIDED = "reached", "missed", "undecided"
-
-
-class Spread(NamedTuple):
-    """A median between its quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(samples: Sequence[float]) -> Spread:
-    """Of one sample or more."""
-    if len(samples) == 1:
-        return Spread(samples[0], samples[0], samples[0])
-    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Spread(middle, low, high)
 
 
 def verdict(value: Spread, target: float) -> str:

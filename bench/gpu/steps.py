@@ -6,12 +6,12 @@ import gc
 
 import torch
 
-from bench.gpu import counting
 from bench.gpu.contestants import COMPILED, CONTESTANTS, EAGER, OURS, REFERENCE, Setting
 from bench.gpu.context import Context
-from bench.gpu.networks import MLP, NeRF, Task
 from bench.gpu.rows import Row, compared, fact
-from bench.gpu.timing import Run, graphed, rounds, warm
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.networks import MLP, NeRF, Task
+from dfa_kernels.throughput.timing import Run, graphed, rounds, warm
 
 LARGE, SMALL, FIELD = MLP(8192, 4096, 8, 4096, 1000), MLP(256, 256, 8, 256, 10), NeRF(65536)
 TINY, TINY_FIELD = MLP(8, 16, 2, 16, 4), NeRF(8, 16, 5, 3)
@@ -27,7 +27,7 @@ def large(context: Context) -> None:
 
 
 def large_bf16(context: Context) -> None:
-    _compare(context, context.pick(LARGE, TINY), LARGE_TARGET, precision="bf16")
+    _compare(context, context.pick(LARGE, TINY), LARGE_TARGET, precision="bfloat16")
 
 
 def small(context: Context) -> None:
@@ -35,7 +35,7 @@ def small(context: Context) -> None:
 
 
 def small_bf16(context: Context) -> None:
-    _compare(context, context.pick(SMALL, TINY), SMALL_TARGET, precision="bf16")
+    _compare(context, context.pick(SMALL, TINY), SMALL_TARGET, precision="bfloat16")
 
 
 def small_graph(context: Context) -> None:
@@ -45,7 +45,7 @@ def small_graph(context: Context) -> None:
 
 def small_graph_bf16(context: Context) -> None:
     task = context.pick(SMALL, TINY)
-    _compare(context, task, SMALL_GRAPH_TARGET, precision="bf16", graph=True)
+    _compare(context, task, SMALL_GRAPH_TARGET, precision="bfloat16", graph=True)
 
 
 def small_graph_sgd(context: Context) -> None:
@@ -57,7 +57,7 @@ def field(context: Context) -> None:
 
 
 def field_bf16(context: Context) -> None:
-    _compare(context, context.pick(FIELD, TINY_FIELD), FIELD_TARGET, precision="bf16")
+    _compare(context, context.pick(FIELD, TINY_FIELD), FIELD_TARGET, precision="bfloat16")
 
 
 def _compare(
@@ -104,7 +104,7 @@ def _built(context: Context, task: Task, setting: Setting) -> dict[str, Run]:
             context.say(f"{task}: {name} was left out, for its part's time was short")
             continue
         try:
-            step = make(task, setting)
+            step = make(task, setting).run
             if setting.graph and not context.tiny:
                 step = graphed(step)
             warm(step, context.device, context.pick(5, 1))

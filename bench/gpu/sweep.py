@@ -9,12 +9,13 @@ from unittest import mock
 
 import torch
 
-from bench.gpu import counting, kernels
+from bench.gpu import kernels
 from bench.gpu.context import Context
 from bench.gpu.rows import timed
-from bench.gpu.timing import Run, kernel
 from dfa_kernels.backends.triton import candidates, rules
 from dfa_kernels.backends.triton.rules import Tiles
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.timing import Run, kernel
 
 BEST = 5
 

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from bench.gpu import report, rows, steps
-from bench.gpu.counting import Work
 from bench.gpu.rows import (
     BROKEN,
     MISSED,
@@ -22,6 +21,7 @@ from bench.gpu.rows import (
     verdict,
 )
 from bench.gpu.supervisor import CUT_OFF, DONE, FAILED, LATE, SKIPPED, Result
+from dfa_kernels.throughput.counting import Work
 
 CEILINGS = [
     timed("copy, device to device", [2.0], Work(0, 8 * 10**9)),  # 4 TB/s

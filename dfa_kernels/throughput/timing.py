@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -25,23 +26,42 @@ def warm(run: Run, device: torch.device, times: int = 3) -> None:
         torch.cuda.synchronize(device)
 
 
-def once(run: Run, device: torch.device, count: int = 1, cycles: int = 0) -> float:
-    """Milliseconds of a run, of ``count`` on end; ``cycles``: the device sleeps before them."""
+def once(
+    run: Run, device: torch.device, count: int = 1, cycles: int = 0, flush: Run | None = None
+) -> float:
+    """Milliseconds of a run, of ``count`` on end; ``cycles``: the device sleeps before them.
+
+    ``flush``: goes before each run on a GPU, and is not timed: it leaves nothing in the L2 cache.
+    """
     if device.type != "cuda":
         start = time.perf_counter()
         for _ in range(count):
             run()
         return (time.perf_counter() - start) / count * 1e3
-    begin = torch.cuda.Event(enable_timing=True)
-    end = torch.cuda.Event(enable_timing=True)
     if cycles:
         torch.cuda._sleep(cycles)
-    begin.record()
-    for _ in range(count):
-        run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / count
+    pairs = []
+    for _ in range(1 if flush is None else count):
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        if flush is not None:
+            flush()
+        begin.record()
+        for _ in range(count if flush is None else 1):
+            run()
+        end.record()
+        pairs.append((begin, end))
+    pairs[-1][1].synchronize()
+    return sum(begin.elapsed_time(end) for begin, end in pairs) / count
+
+
+def flusher(device: torch.device) -> Run | None:
+    """Writes over more bytes than the device's L2 cache has; None where there is no GPU."""
+    if device.type != "cuda":
+        return None
+    size = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
+    buffer = torch.empty(max(2 * size, 64 << 20), dtype=torch.int8, device=device)
+    return buffer.zero_
 
 
 def turn(took: float, held: float | None = None) -> tuple[int, int]:
@@ -58,37 +78,67 @@ def turn(took: float, held: float | None = None) -> tuple[int, int]:
 
 
 def rounds(
-    runs: dict[str, Run],
+    runs: Mapping[str, Run],
     device: torch.device,
     seconds: float,
     *,
     ahead: bool = False,
     least: int = ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
+    died: Callable[[str, Exception], None] | None = None,
+    before: Callable[[str], None] = lambda name: None,
+    flush: Run | None = None,
+    into: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of every run in each round, each of which gives all of them a turn, in an order
-    that moves on; ``seconds`` for all rounds, after the first ``least``. ``ahead``: of the device's
-    work alone, the host's being done beforehand."""
-    turns = {}
-    for name, run in runs.items():
+    that moves on; ``seconds`` for all rounds, after the first ``least``.
+
+    Args:
+        ahead: of the device's work alone, the host's being done beforehand.
+        died: told of the run that raised, which then takes no more part; None: it is raised.
+        before: told whose turn begins.
+        flush: see `once`.
+        into: what is returned, as it grows: an interruption leaves in it what was measured.
+    """
+    times = {} if into is None else into
+    times.update({name: [] for name in runs})
+    turns: dict[str, tuple[int, int]] = {}
+    order = list(runs)
+
+    def tried(name: str, action: Callable[[], None]) -> None:
+        before(name)
+        try:
+            action()
+        except Exception as failed:
+            if died is None:
+                raise
+            order.remove(name)
+            died(name, failed)
+
+    def prepare(name: str) -> None:
+        run = runs[name]
         warm(run, device, min(3, least))
         if least > 1:
             held = min(host(run, device, 5)) / 1e3 if ahead else None
             turns[name] = turn(once(run, device), held)
         else:
             turns[name] = (1, 0)
-    order = list(runs)
-    times: dict[str, list[float]] = {name: [] for name in runs}
+
+    def take(name: str) -> None:
+        count, cycles = turns[name]
+        if count > 1:
+            runs[name]()  # finds the caches full of another's data
+        times[name].append(once(runs[name], device, count, cycles, flush))
+
+    for name in runs:
+        tried(name, partial(prepare, name))
     end = clock() + seconds
     for done in range(MOST):
-        if done >= least and clock() >= end:
+        if not order or (done >= least and clock() >= end):
             break
         order.append(order.pop(0))
-        for name in order:
-            count, cycles = turns[name]
-            if count > 1:
-                runs[name]()  # finds the caches full of another's data
-            times[name].append(once(runs[name], device, count, cycles))
+        for name in tuple(order):
+            tried(name, partial(take, name))
     return times
 
 

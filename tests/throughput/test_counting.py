@@ -7,12 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import dfa_kernels as dfa
-from bench.gpu import counting
-from bench.gpu.counting import Work
-from bench.gpu.networks import MLP, NeRF
 from dfa_kernels import ops
 from dfa_kernels.backends.contract import Layer
 from dfa_kernels.feedback import Feedback
+from dfa_kernels.throughput import counting
+from dfa_kernels.throughput.counting import Work
+from dfa_kernels.throughput.networks import MLP, NeRF
 
 TASKS = [MLP(19, 23, 3, 29, 5), NeRF(11, 16, 5, 3)]
 

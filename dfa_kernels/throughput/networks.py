@@ -13,6 +13,21 @@ import dfa_kernels as dfa
 
 Sizes = list[tuple[int, int]]
 
+#: Of an MLP that is named by its shape: as many as an image of MNIST has pixels.
+INPUTS = 784
+
+
+class Shape(NamedTuple):
+    """A batch through ``depth`` hidden layers of ``width`` tanh units to ``outputs`` logits."""
+
+    batch: int
+    depth: int
+    width: int
+    outputs: int
+
+    def __str__(self) -> str:
+        return f"{self.batch},{self.depth},{self.width},{self.outputs}"
+
 
 class Task(Protocol):
     """A network, a batch and a loss."""
@@ -41,6 +56,12 @@ class MLP(NamedTuple):
     width: int
     outputs: int
 
+    @classmethod
+    def of(cls, shape: tuple[int, int, int, int]) -> MLP:
+        """Of a `Shape`."""
+        batch, depth, width, outputs = shape
+        return cls(batch, INPUTS, depth, width, outputs)
+
     def __str__(self) -> str:
         return f"MLP {self.depth} × {self.width}, N {self.batch:,}, {self.outputs:,} outputs"
 
@@ -58,7 +79,7 @@ class MLP(NamedTuple):
         return (x,), torch.randint(self.outputs, (self.batch,), device=device)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(output.float(), target)
+        return F.cross_entropy(output.float() if output.itemsize < 4 else output, target)
 
     def sizes(self) -> Sizes:
         widths = [self.inputs, *[self.width] * self.depth, self.outputs]

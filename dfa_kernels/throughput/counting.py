@@ -5,8 +5,13 @@ Each input is read once and each output written once; B is made in registers and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Work(NamedTuple):
@@ -74,7 +79,66 @@ def direct_feedback(rows: int, sizes: Sequence[tuple[int, int]], error: int) -> 
     return 2 * forward(rows, sizes) + 2 * rows * error * widest
 
 
+def step(
+    method: str, rows: int, sizes: Sequence[tuple[int, int]], size: int, parameter: int, states: int
+) -> Work:
+    """A whole training step of an MLP by "bp" or "dfa", at the least.
+
+    Each layer reads its weights and input and writes its output; the loss reads the logits and
+    writes the error; the way back reads what the forward pass kept and writes every δ; the update
+    reads δ and x, and reads and writes parameters and ``states``. Backpropagation reads all weights
+    but the first once more. ``size`` and ``parameter``: bytes of an element, as in `update`.
+    """
+    widths = [d for d, _ in sizes]
+    parameters = sum(d * k + d for d, k in sizes) * parameter
+    ahead = parameters + rows * sum(d + k for d, k in sizes) * size
+    loss = 2 * rows * widths[-1] * size
+    if method == "dfa":
+        back = project(rows, widths[-1], widths[:-1], True, size).bytes
+        flops = direct_feedback(rows, sizes, widths[-1])
+    else:
+        weights = sum(d * k for d, k in sizes[1:]) * parameter
+        back = weights + rows * sum(above + 2 * d for d, above in pairwise(widths)) * size
+        flops = backpropagation(rows, sizes)
+    last = update(rows, sizes, size, parameter, states)
+    return Work(flops, ahead + loss + back + last.bytes)
+
+
 def floor(work: Work, copy: float, rate: float) -> Floor:
     """``copy``: bytes a second, read and written; ``rate``: flops a second of large products."""
     memory, products = work.bytes / copy * 1e3, work.flops / rate * 1e3
     return Floor(memory, "memory") if memory >= products else Floor(products, "products")
+
+
+def performed(run: Callable[[], object]) -> int:
+    """Flops of the matrix products that PyTorch performs in a run, as its FlopCounterMode counts
+    them; those that accumulate in place are products too."""
+    with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def _product(total: tuple, a: tuple[int, int], b: tuple[int, int], **_: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+_IN_PLACE = {torch.ops.aten.addmm_: _product}
+
+
+class _Launches(TorchDispatchMode):
+    """Counts the operations that compute something: not those that return a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def launched(run: Callable[[], object]) -> int:
+    """How many operations PyTorch hands to the device in a run; views are none."""
+    with _Launches() as counter:
+        run()
+    return counter.count
