@@ -12,21 +12,22 @@ told to give every large block back at once, which repeats to 1 %.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from bench.contestants import CONTESTANTS, Shape
+from dfa_kernels.throughput import memory, resident
+
+_CPU = torch.device("cpu")
 _STEPS = 4
 _TINY = (2, 2, 8, 3)
 _RUNS = 3
-#: glibc's: from how many bytes on a block is mapped by itself, and unmapped when it is freed.
-_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": str(64 << 10)}
 
 
 class Peak(NamedTuple):
@@ -39,10 +40,10 @@ class Peak(NamedTuple):
 
 def peak(name: str, shape: tuple[int, ...], threads: int) -> Peak | None:
     """None where the system does not tell (it needs Linux's /proc)."""
-    if not Path("/proc/self/clear_refs").exists():
+    if resident.in_use(_CPU) is None:
         return None
     runs = sorted(_run(name, shape, threads, {}) for _ in range(_RUNS))
-    in_use = _run(name, shape, threads, _THRESHOLD)
+    in_use = _run(name, shape, threads, memory.THRESHOLD)
     return Peak(round(statistics.median(runs)), (runs[0], runs[-1]), in_use)
 
 
@@ -55,36 +56,20 @@ def _run(name: str, shape: tuple[int, ...], threads: int, malloc: dict[str, str]
 
 
 def _measure(name: str, shape: tuple[int, ...]) -> int:
-    import torch
-    import torch._dynamo  # torch.optim imports it in the first step: not the network's memory
-
-    from bench.contestants import CONTESTANTS, Shape
-
     make = CONTESTANTS[name]
     make(Shape(*_TINY))()
-    product = torch.ones(1024, 1024)
-    for a, b in ((product, product), (product.T, product), (product, product.T)):
-        torch.addmm(product[0], a, b)
-    del product, a, b
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    bare = _status("VmRSS")
+    memory.warm_up()
+    memory.trim()
+    bare = resident.in_use(_CPU)
     step = make(Shape(*shape))
+    resident.reset(_CPU)  # what building took and gave back is not training's
     for _ in range(_STEPS):
         step()
-    return _status("VmHWM") - bare
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    peak = resident.peak(_CPU)
+    assert bare is not None and peak is not None
+    return peak - bare
 
 
 if __name__ == "__main__":
-    import torch
-
     torch.set_num_threads(int(sys.argv[3]))
     print(json.dumps(_measure(sys.argv[1], tuple(map(int, sys.argv[2].split(","))))))

@@ -1,4 +1,4 @@
-"""`dfa-kernels`, the command line: info, train, profile, report, check.
+"""`dfa-kernels`, the command line: info, train, bench, profile, report, check.
 
 What cannot be done is said in one sentence on standard error, with exit status 2 and before
 anything is changed. Status 1 is a check that failed, 130 an interruption.
@@ -19,6 +19,9 @@ import torch
 from dfa_kernels import backends, testing
 from dfa_kernels.feedback import DISTRIBUTIONS
 from dfa_kernels.module import METHODS
+from dfa_kernels.profiling import arguments as profile
+from dfa_kernels.throughput import arguments as bench
+from dfa_kernels.throughput import page_arguments as report
 from dfa_kernels.training import InputError
 from dfa_kernels.training.options import (
     ACTIVATIONS,
@@ -32,15 +35,12 @@ from dfa_kernels.training.options import (
 )
 from dfa_kernels.version import __version__
 
-#: What each command imports, by the extra that brings it: the module, and its package's name.
-_EXTRAS = {
-    "train": {
-        "matplotlib": "matplotlib",
-        "numpy": "numpy",
-        "rich": "rich",
-        "sklearn": "scikit-learn",
-    },
-    "bench": {"jinja2": "jinja2", "matplotlib": "matplotlib", "numpy": "numpy", "rich": "rich"},
+#: What `train` imports, and the packages that bring it.
+_EXTRA = {
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "rich": "rich",
+    "sklearn": "scikit-learn",
 }
 
 
@@ -77,8 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--device", help="default: a GPU if there is one")
     check.set_defaults(run=_check)
     _add_train(commands)
-    _add_profile(commands)
-    _add_report(commands)
+    bench.add(commands)
+    profile.add(commands)
+    report.add(commands)
     return parser
 
 
@@ -141,73 +142,6 @@ def _add_train(commands: Any) -> None:
     train.set_defaults(run=_train)
 
 
-def _add_profile(commands: Any) -> None:
-    profile = commands.add_parser(
-        "profile",
-        help="take one training step apart: where its time goes, and what it could be",
-        description="Profile a training step: time, floor and gap of the forward pass, the error, "
-        "the projection, the update, the optimizer and Python; as a table, a picture (PNG), a "
-        "Chrome trace and JSON. FACTORY is called without arguments and returns an nn.Module (a "
-        "DFA, or one that is wrapped), or an nn.Module and a loss of its output.",
-        argument_default=argparse.SUPPRESS,
-    )
-    options: list[tuple[str, dict[str, Any]]] = [
-        ("module", {"metavar": "PACKAGE.MODULE:FACTORY", "help": "a network of your own"}),
-        (
-            "batch",
-            {
-                "nargs": "+",
-                "metavar": "SHAPE",
-                "help": "what --module's network is given, an input each: 128,784 for normal "
-                "numbers, 8,128:1000 for integers below 1000",
-            },
-        ),
-        (
-            "shape",
-            {
-                "metavar": "BATCH,DEPTH,WIDTH,OUTPUTS",
-                "help": "of the built-in tanh network on 784 inputs (512,4,1024,10)",
-            },
-        ),
-        ("method", {"nargs": "+", "metavar": "NAME", "help": f"of {', '.join(METHODS)} (dfa)"}),
-        ("backend", {"metavar": "NAME", "help": "default: the one that info says is chosen"}),
-        ("optimizer", {"metavar": "NAME", "help": f"{', '.join(LEARNING_RATES)} (sgd)"}),
-        (
-            "fused",
-            {
-                "action": argparse.BooleanOptionalAction,
-                "help": "dfa_kernels.optim for dfa, where a layer is fused; else torch.optim",
-            },
-        ),
-        (
-            "dtype",
-            {"metavar": "NAME", "help": "float32, bfloat16, …, or autocast to bfloat16 (float32)"},
-        ),
-        ("device", {"metavar": "NAME", "help": "default: a GPU if there is one"}),
-        ("steps", {"type": int, "metavar": "N", "help": "how many are profiled (20)"}),
-        ("seed", {"type": int, "metavar": "N", "help": "of weights, data and feedback (0)"}),
-    ]
-    for name, settings in options:
-        profile.add_argument(f"--{name}", **settings)
-    profile.add_argument("--out", type=Path, metavar="DIR", help="where to write (runs/profile)")
-    profile.set_defaults(run=_profile)
-
-
-def _add_report(commands: Any) -> None:
-    report = commands.add_parser(
-        "report",
-        help="one HTML page of results, of one machine or of several side by side",
-        description="Make one self-contained HTML page from the result.json of dfa-kernels bench "
-        "and the profile.json of dfa-kernels profile: several machines or commits stand side by "
-        "side, in the order in which they are given.",
-    )
-    report.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
-    report.add_argument(
-        "--out", type=Path, default=Path("report.html"), metavar="PAGE.html", help="(report.html)"
-    )
-    report.set_defaults(run=_report)
-
-
 def _info(asked: argparse.Namespace) -> int:
     device = _device(asked.device)
     print(
@@ -240,54 +174,20 @@ def _check(asked: argparse.Namespace) -> int:
 
 
 def _train(asked: argparse.Namespace) -> int:
-    _need("train")
+    missing = [package for module, package in _EXTRA.items() if find_spec(module) is None]
+    if missing:
+        raise InputError(
+            f'it needs {" and ".join(missing)}: pip install "dfa_kernels[train]" brings them'
+        )
     from dfa_kernels.training.command import train
 
-    given = _given(asked)
+    given = {k: v for k, v in vars(asked).items() if k not in ("command", "run")}
     own = {k: given.pop(k) for k in ("out", "root", "resume", "overwrite") if k in given}
     if "hidden" in given:
         given["hidden"] = parse_hidden(given["hidden"])
     if "lr" in given:
         given["lr"] = parse_lr(given["lr"])
     return train(given, **own)
-
-
-def _profile(asked: argparse.Namespace) -> int:
-    _need("bench")
-    from dfa_kernels.profiling.command import profile
-    from dfa_kernels.profiling.options import parse_batch, parse_shape
-
-    given = _given(asked)
-    out = given.pop("out", None)
-    if "shape" in given:
-        given["shape"] = parse_shape(given["shape"])
-    if "batch" in given:
-        given["batch"] = parse_batch(given["batch"])
-    if "method" in given:
-        given["method"] = tuple(given["method"])
-    return profile(given, out)
-
-
-def _report(asked: argparse.Namespace) -> int:
-    _need("bench")
-    from dfa_kernels.throughput.page import report
-
-    return report(asked.results, asked.out)
-
-
-def _given(asked: argparse.Namespace) -> dict[str, Any]:
-    """The options alone."""
-    return {k: v for k, v in vars(asked).items() if k not in ("command", "run")}
-
-
-def _need(extra: str) -> None:
-    """What a command imports must be there."""
-    needed = _EXTRAS[extra]
-    missing = [package for module, package in needed.items() if find_spec(module) is None]
-    if missing:
-        raise InputError(
-            f'it needs {" and ".join(missing)}: pip install "dfa_kernels[{extra}]" brings them'
-        )
 
 
 def _device(name: str | None) -> torch.device:

@@ -26,8 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     import torch
 
-    from bench.gpu import machine, supervisor
+    from bench.gpu import supervisor
     from bench.gpu.parts import PARTS
+    from dfa_kernels.throughput import environment
 
     names = options.only or [n for n, p in PARTS.items() if not p.asked or options.dry_run]
     if unknown := [n for n in names if n not in PARTS]:
@@ -40,12 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
         parts, seconds = {n: p._replace(least=0.0, most=600.0) for n, p in PARTS.items()}, 3600.0
     elif torch.cuda.is_available():
         name = options.device or torch.cuda.get_device_properties(0).name
-        folder = Path(options.out) / machine.slug(name)
+        folder = Path(options.out) / environment.slug(name)
     else:
         return _refuse("torch sees no GPU here")
     if (folder / "gpu.json").exists() and not options.overwrite:
         return _refuse(f"{folder} holds the results of another run: --overwrite, or another --out")
-    book = _Book(folder, options.commit or machine.commit(), options.dry_run)
+    book = _Book(folder, options.commit or environment.commit(), options.dry_run)
     worker = supervisor.Worker("cpu" if options.dry_run else "cuda", options.dry_run)
     budget = supervisor.Budget(seconds)
     supervisor.end_on_terminate()

@@ -7,7 +7,7 @@ import torch
 from bench.gpu import launches
 from bench.gpu.context import Context
 from bench.gpu.rows import Row, fact, timed
-from dfa_kernels.throughput import counting
+from dfa_kernels.throughput import ceilings, counting
 from dfa_kernels.throughput.timing import host, kernel
 
 #: The products' ceilings, by their names in the rows.
@@ -37,18 +37,15 @@ def measure(context: Context) -> None:
 def _copy(context: Context, seconds: float) -> None:
     elements = context.pick(1 << 31, 1 << 12)  # 4 GiB of bf16: many times the cache
     source = torch.randn(elements, device=context.device, dtype=torch.bfloat16)
-    target = torch.empty_like(source)
-    times = kernel(lambda: target.copy_(source), context.device, seconds, context.least)
-    moved = counting.Work(0, 2 * source.numel() * source.itemsize)
+    times = ceilings.copying(source, torch.empty_like(source), seconds, context.least)
+    moved = counting.Work(0, 2 * source.nbytes)
     context.emit(timed("copy, device to device", times, moved))
 
 
 def _product(context: Context, name: str, seconds: float) -> None:
-    n, device = context.pick(8192, 16), context.device
-    a, b = (torch.randn(n, n, device=device, dtype=RATES[name]) for _ in range(2))
-    out = torch.empty_like(a)
-    times = kernel(lambda: torch.mm(a, b, out=out), device, seconds, context.least)
-    work = counting.Work(2 * n**3, 3 * n * n * a.itemsize)
+    n, dtype = context.pick(8192, 16), RATES[name]
+    times = ceilings.multiplying(context.device, n, dtype, seconds, context.least)
+    work = counting.Work(2 * n**3, 3 * n * n * dtype.itemsize)
     context.emit(timed(f"product {n}³, {name}", times, work, name))
 
 

@@ -81,7 +81,7 @@ def profile(given: Mapping[str, Any], out: Path | None = None) -> int:
     if not profiles:
         raise InputError(f"none of {', '.join(options.method)} could be profiled")
     taken = {method: taken for method, (taken, _) in profiles.items()}
-    found = report.log(options, environment.describe(), most, taken, failed)
+    found = report.log(options, environment.describe(torch.device(options.device)), most, taken, failed)
     report.write(folder / PROFILE, found)
     draw(folder / PICTURE, profiles, f"{options.subject()}, {options.dtype}, {options.device}")
     traces = ", ".join(str(folder / _trace(method)) for method in profiles)

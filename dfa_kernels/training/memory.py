@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -21,11 +19,12 @@ from torch import Tensor
 
 from dfa_kernels import backends
 from dfa_kernels.backends.reference import Reference
+from dfa_kernels.throughput.resident import in_use, reset
+from dfa_kernels.throughput.resident import peak as peak_of
 from dfa_kernels.training.model import Learner
 from dfa_kernels.training.options import DTYPES, Options
 
 _STEPS = 3  # the optimizer makes its state in the first
-_STATUS = Path("/proc/self/status")
 
 
 class Memory(NamedTuple):
@@ -77,10 +76,11 @@ def measure(options: Options, method: str, features: int, classes: int) -> Memor
     matrices = cast(Reference, backends.get("reference")).matrices
     matrices.clear()
     batch = _batch(options, features, classes)
-    before = _reset(device)
+    reset(device)
+    before = in_use(device)
     _train(Learner(options, method, options.seed, features, classes), *batch)
     # What a compiler leaves behind on the host cannot be told from what training holds.
-    peak = None if options.compile and device.type != "cuda" else _peak(device)
+    peak = None if options.compile and device.type != "cuda" else peak_of(device)
     grown = None if peak is None or before is None else max(0, peak - before)
     return Memory(grown, matrices.bytes())
 
@@ -94,31 +94,6 @@ def _batch(options: Options, features: int, classes: int) -> tuple[Tensor, Tenso
 def _train(learner: Learner, x: Tensor, y: Tensor) -> None:
     for _ in range(_STEPS):
         learner.step(x, y)
-
-
-def _reset(device: torch.device) -> int | None:
-    """Forget the peak so far; the bytes in use now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM ← VmRSS
-    except OSError:
-        return None
-    return _resident("VmRSS")
-
-
-def _peak(device: torch.device) -> int | None:
-    # Not getrusage's ru_maxrss: a child begins with its parent's, and no process can reset it.
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
-
-
-def _resident(name: str) -> int | None:
-    try:
-        found = re.search(rf"^{name}:\s*(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ def test_the_machine_on_cuda(monkeypatch):
     )
     cuda.get_device_properties.return_value.name = "NVIDIA H200"
     monkeypatch.setattr(torch, "cuda", cuda)
-    monkeypatch.setattr(machine, "_output", lambda _: "580.1, 1980 MHz, 1980 MHz, 3201 MHz\n")
+    smi = "580.1, 1980 MHz, 1980 MHz, 3201 MHz\n"
+    monkeypatch.setattr(machine.environment, "said", lambda _: smi)
     rows = []
     machine.describe(Context(torch.device("cuda"), False, 1.0, rows.append))
     facts = {r["name"]: r["value"] for r in rows if r["kind"] == "fact"}
@@ -23,4 +24,4 @@ def test_the_machine_on_cuda(monkeypatch):
     assert facts["capability"] == "9.0"
     assert facts["multiprocessors"] == 132
     assert facts["smi driver_version"] == "580.1"
-    assert machine.slug(facts["device"]) == "nvidia-h200"
+    assert machine.environment.slug(facts["device"]) == "nvidia-h200"

@@ -10,7 +10,7 @@ from dfa_kernels.throughput.result import Ceilings
 for needed in ("jinja2", "matplotlib", "numpy", "rich"):
     pytest.importorskip(needed, reason="needs the extra: dfa_kernels[bench]")
 
-from dfa_kernels.profiling import command  # noqa: E402
+from dfa_kernels.profiling import arguments, command  # noqa: E402
 
 MODELS = """
 from torch import nn
@@ -226,7 +226,7 @@ def test_a_backend_that_dies_is_a_sentence_and_the_other_methods_go_on(tmp_path,
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "rich" else object())
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == "rich" else object())
     assert profile(*SHAPE) == 2
     assert 'needs rich: pip install "dfa_kernels[bench]"' in capsys.readouterr().err
 

@@ -1,0 +1,168 @@
+"""`dfa-kernels bench`, from what was asked for to the file and the tables that it leaves.
+
+The file is written again whenever something was measured: what ends the run early, Ctrl-C among
+it, leaves everything until then.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfa_kernels.throughput import (
+    ceilings,
+    environment,
+    lineup,
+    memory,
+    result,
+    rows,
+    scaling,
+    table,
+)
+from dfa_kernels.throughput.job import Job
+from dfa_kernels.throughput.options import Options, prepare
+from dfa_kernels.throughput.result import BASELINE, Result
+from dfa_kernels.throughput.runner import Interrupted, events
+from dfa_kernels.training import InputError
+
+#: For each place on the scaling curves, after its first rounds.
+SCALING_SECONDS = 1.0
+
+
+class Book:
+    """The result so far, and its file."""
+
+    def __init__(self, path: Path, begun: Result) -> None:
+        self.path, self.result = path, begun
+        result.write(path, begun)  # what cannot be written is said before anything is measured
+
+    def add(self, **changes: Any) -> None:
+        """Fields of `Result`: tuples are added to what is there."""
+        for name, value in changes.items():
+            if isinstance(value, tuple):
+                changes[name] = getattr(self.result, name) + value
+        self.put(**changes)
+
+    def put(self, **changes: Any) -> None:
+        """Fields of `Result`, in place of what is there."""
+        self.result = replace(self.result, **changes)
+        try:
+            result.write(self.path, self.result)
+        except InputError as refused:  # the disk may have room again, and the tables are printed
+            _say(str(refused))
+
+
+def measure(
+    given: Mapping[str, Any],
+    out: Path,
+    overwrite: bool = False,
+    with_memory: bool = True,
+    with_scaling: bool = False,
+) -> int:
+    """Measure, then print the tables.
+
+    Returns:
+        The exit status: 0, or 130 after an interruption.
+
+    Raises:
+        InputError: before anything is measured.
+    """
+    options = Options.resolve(given)
+    path = prepare(out, overwrite)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    about = {**environment.describe(device), "optimizer": options.optimizer}
+    book = Book(path, Result(environment=about, notes=options.notes))
+    status = 0
+    try:
+        _say(f"ceilings of {about['device']} …")
+        book.put(ceilings=ceilings.measure(device, options.dtypes))
+        _time(options, book)
+        if with_memory:
+            _weigh(options.jobs(), book)
+        if with_scaling:
+            _scale(options, book, with_memory)
+    except (Interrupted, KeyboardInterrupt):
+        status = 130
+    table.show(book.result, table.console())
+    if status:
+        _say(f"interrupted: the {len(book.result.rows)} rows until then are in {path}")
+    else:
+        print(path)
+    return status
+
+
+def _time(options: Options, book: Book) -> None:
+    methods = {name: lineup.named(name).method for name in options.contestants}
+    jobs = options.jobs()
+    absent: dict[str, str] = {}
+    for i, job in enumerate(jobs, 1):
+        _say(f"{i} of {len(jobs)}: {job.where}, {len(job.contestants)} contestants …")
+        found: list[Mapping[str, Any]] = []
+        try:
+            for event in events([job]):
+                found.append(event)
+                if event["event"] == "died":
+                    _say(f"  {event['contestant']} died: {event['why']}")
+                elif event["event"] == "absent":
+                    absent[event["contestant"]] = event["why"]
+        finally:
+            book.add(rows=tuple(rows.rows(job, methods, found, book.result.ceilings)))
+    book.add(notes=tuple(f"{name} is not installed: {why}." for name, why in absent.items()))
+    if any(row.contestant == BASELINE and row.ms is None for row in book.result.rows):
+        book.add(notes=(f"Where {BASELINE} died there is no ratio: see its error.",))
+
+
+def _scale(options: Options, book: Book, with_memory: bool) -> None:
+    """Curves of eager backpropagation and what is usual here, or of who was asked for: compilation
+    would take longer than all the steps."""
+    kind = torch.device(options.device).type
+    names = [scaling.BACKPROPAGATION, lineup.chosen(torch.device(options.device))]
+    if options.asked:
+        names += [name for name in options.contestants if name != BASELINE]
+    methods = {name: lineup.named(name).method for name in dict.fromkeys(names)}
+    job = options.of(tuple(methods), SCALING_SECONDS).job(scaling.BASE[kind], options.dtypes[0])
+    jobs = scaling.jobs(job, kind)
+    found = scaling.Scaling.empty()
+    place = 0
+    for event in events(jobs):
+        if event["event"] == "begun":
+            place = event["job"]
+            _say(f"scaling, {place + 1} of {len(jobs)}: {jobs[place].where} …")
+        else:
+            found.take(jobs[place].shape, event)
+        if event["event"] == "measured":
+            book.put(scaling=tuple(scaling.curves(found, methods, job, kind)))
+    if with_memory:
+        _say("scaling, peak memory …")
+        for weighed in memory.measured(jobs):
+            found.weigh(weighed)
+    made = scaling.curves(found, methods, job, kind)
+    fitted = scaling.constants(made)
+    book.put(
+        scaling=tuple(made),
+        crossovers=tuple(scaling.crossovers(fitted, methods, job, kind)),
+        predictions=tuple(scaling.predictions(fitted, made, book.result.rows)),
+    )
+
+
+def _weigh(jobs: Sequence[Job], book: Book) -> None:
+    """Peak memory of who did not die."""
+    alive = {(r.contestant, r.shape, r.dtype) for r in book.result.rows if not r.error}
+    wanted = []
+    for job in jobs:
+        names = tuple(n for n in job.contestants if (n, job.shape, job.precision) in alive)
+        wanted.append(replace(job, contestants=names))
+    for dtype in dict.fromkeys(job.precision for job in jobs):
+        _say(f"peak memory, {dtype} …")
+        for found in memory.measured([job for job in wanted if job.precision == dtype]):
+            book.put(rows=tuple(rows.with_memory(book.result.rows, found, dtype)))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
