@@ -40,8 +40,9 @@ def add(commands: Any) -> None:
         (
             "shape",
             {
-                "metavar": "BATCH,DEPTH,WIDTH,OUTPUTS",
-                "help": "of the built-in tanh network on 784 inputs (512,4,1024,10)",
+                "metavar": "SHAPE",
+                "help": "of the built-in tanh network on 784 inputs: BATCH,LAYERS,WIDTH,OUTPUTS, "
+                "or mlp:LAYERSxWIDTH[,batch=N][,outputs=N] (512,4,1024,10)",
             },
         ),
         ("method", {"nargs": "+", "metavar": "NAME", "help": f"of {', '.join(METHODS)} (dfa)"}),
@@ -60,10 +61,18 @@ def add(commands: Any) -> None:
         ),
         ("device", {"metavar": "NAME", "help": "default: a GPU if there is one"}),
         ("steps", {"type": int, "metavar": "N", "help": "how many are profiled (20)"}),
+        ("threads", {"type": int, "metavar": "N", "help": "of a CPU (as torch has them)"}),
         ("seed", {"type": int, "metavar": "N", "help": "of weights, data and feedback (0)"}),
     ]
     for name, settings in options:
         profile.add_argument(f"--{name}", **settings)
+    profile.add_argument(
+        "--import",
+        dest="modules",
+        nargs="+",
+        metavar="MODULE",
+        help="imported first: modules that register backends",
+    )
     profile.add_argument("--out", type=Path, metavar="DIR", help="where to write (runs/profile)")
     profile.set_defaults(run=run)
 
@@ -76,7 +85,8 @@ def run(asked: argparse.Namespace) -> int:
             f'it needs {" and ".join(missing)}: pip install "dfa_kernels[bench]" brings them'
         )
     from dfa_kernels.profiling.command import profile
-    from dfa_kernels.profiling.options import parse_batch, parse_shape
+    from dfa_kernels.profiling.options import parse_batch
+    from dfa_kernels.throughput.options import parse_shape
 
     given = {k: v for k, v in vars(asked).items() if k not in ("command", "run")}
     out = given.pop("out", None)
@@ -84,6 +94,7 @@ def run(asked: argparse.Namespace) -> int:
         given["shape"] = parse_shape(given["shape"])
     if "batch" in given:
         given["batch"] = parse_batch(given["batch"])
-    if "method" in given:
-        given["method"] = tuple(given["method"])
+    for name in ("method", "modules"):
+        if name in given:
+            given[name] = tuple(given[name])
     return profile(given, out)

@@ -25,7 +25,7 @@ from dfa_kernels.profiling.options import Options
 from dfa_kernels.profiling.parts import apart
 from dfa_kernels.profiling.picture import draw
 from dfa_kernels.profiling.ranges import watched
-from dfa_kernels.profiling.report import Profile
+from dfa_kernels.profiling.report import Log, Profile
 from dfa_kernels.profiling.subject import Factory, Subject, factory_of, sentence
 from dfa_kernels.profiling.trace import Step
 from dfa_kernels.throughput import ceilings, environment
@@ -59,6 +59,7 @@ def profile(given: Mapping[str, Any], out: Path | None = None) -> int:
         InputError: nothing could be profiled, or written.
     """
     options = Options.resolve(given)
+    torch.set_num_threads(options.threads)
     factory = factory_of(options)
     folder = out or Path("runs") / "profile"
     _make(folder)
@@ -81,8 +82,9 @@ def profile(given: Mapping[str, Any], out: Path | None = None) -> int:
     if not profiles:
         raise InputError(f"none of {', '.join(options.method)} could be profiled")
     taken = {method: taken for method, (taken, _) in profiles.items()}
-    found = report.log(options, environment.describe(torch.device(options.device)), most, taken, failed)
-    report.write(folder / PROFILE, found)
+    about = environment.describe(torch.device(options.device))
+    found = Log(about, options.as_dict(), options.subject(), most, taken, failed)
+    report.write(folder / PROFILE, report.as_json(found))
     draw(folder / PICTURE, profiles, f"{options.subject()}, {options.dtype}, {options.device}")
     traces = ", ".join(str(folder / _trace(method)) for method in profiles)
     print(f"{folder / PROFILE}, {folder / PICTURE}, {traces}")
@@ -150,9 +152,9 @@ def _profiled(
         quartiles=(low, high),
         profiled_ms=spread([step.whole for step in steps]).median,
         python_ms=max(0.0, ms - busy),
-        parts=parts,
-        layers=layers,
-        notes=notes,
+        parts=tuple(parts),
+        layers=tuple(layers),
+        notes=tuple(notes),
     )
     return found, sorted(steps, key=lambda step: step.whole)[len(steps) // 2]
 

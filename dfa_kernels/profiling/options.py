@@ -5,28 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from dfa_kernels import backends
 from dfa_kernels.module import METHODS
+from dfa_kernels.throughput import lineup
 from dfa_kernels.throughput.contestants import PRECISIONS
+from dfa_kernels.throughput.networks import Shape
 from dfa_kernels.training import InputError
-from dfa_kernels.training.options import LEARNING_RATES, check_device, check_known
+from dfa_kernels.training.options import LEARNING_RATES, check_device, check_known, shown
 
-#: Features of the built-in network's input.
-INPUTS = 784
-
-
-class Shape(NamedTuple):
-    """A batch through ``depth`` hidden layers of ``width`` tanh units to ``outputs`` logits."""
-
-    batch: int = 512
-    depth: int = 4
-    width: int = 1024
-    outputs: int = 10
+#: Of the built-in network where none is given.
+SHAPE = Shape(512, 4, 1024, 10)
 
 
 class Input(NamedTuple):
@@ -47,7 +40,8 @@ class Options:
 
     ``module``: ``package.module:factory`` of a user's own network, whose arguments are ``batch``;
     None: the built-in one of ``shape``. ``backend``: None for the automatic choice. ``fused``:
-    `dfa_kernels.optim` for dfa. ``steps``: how many are profiled.
+    `dfa_kernels.optim` for dfa. ``steps``: how many are
+    profiled. ``threads``: of a CPU. ``modules``: imported first, for they register backends.
 
     Raises:
         InputError: naming the option, what was given and what is known.
@@ -55,7 +49,7 @@ class Options:
 
     module: str | None = None
     batch: tuple[Input, ...] = ()
-    shape: Shape = field(default_factory=Shape)
+    shape: Shape = SHAPE
     method: tuple[str, ...] = ("dfa",)
     backend: str | None = None
     optimizer: str = "sgd"
@@ -63,30 +57,34 @@ class Options:
     dtype: str = "float32"
     device: str = ""
     steps: int = 20
+    threads: int = 1
     seed: int = 0
+    modules: tuple[str, ...] = ()
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any]) -> Options:
         """``given``, completed."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        lineup.bring(given.get("modules", ()))
         if "shape" in given and "module" in given:
             raise InputError("--shape is of the built-in network: leave it out beside --module")
         if "batch" in given and "module" not in given:
             raise InputError(
                 "--batch is the shape of what --module's network is given: for the built-in one "
-                "give --shape BATCH,DEPTH,WIDTH,OUTPUTS"
+                "give --shape BATCH,LAYERS,WIDTH,OUTPUTS"
             )
         if "module" in given and "batch" not in given:
             raise InputError(f"--module {given['module']} needs --batch, such as --batch 128,784")
-        return cls(**{"device": device, **given})
+        return cls(**{"device": device, "threads": torch.get_num_threads(), **given})
 
     def __post_init__(self) -> None:
         for method in self.method:
             check_known("method", method, METHODS)
         check_known("optimizer", self.optimizer, LEARNING_RATES)
         check_known("dtype", self.dtype, PRECISIONS)
-        if self.steps < 1:
-            raise InputError(f"--steps must be at least 1, got {self.steps}")
+        for name in ("steps", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed must be in [0, 2**63), got {self.seed}")
         check_device(self.device)
@@ -100,11 +98,15 @@ class Options:
             why = str(refused).replace("dfa_kernels.backends.use", "--backend")
             raise InputError(why) from None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, str]:
+        """As they would be typed, those of the other kind of network left out."""
+        other = ("shape",) if self.module else ("module", "batch")
+        given = {name: value for name, value in vars(self).items() if name not in other}
+        texts = {"shape": str(self.shape), "batch": " ".join(map(str, self.batch))}
         return {
-            **asdict(self),
-            "shape": None if self.module else list(self.shape),
-            "batch": [str(one) for one in self.batch],
+            name: texts.get(name) or shown(value)
+            for name, value in given.items()
+            if value is not None and value != ()
         }
 
     def subject(self) -> str:
@@ -113,16 +115,6 @@ class Options:
             return f"{self.module} on {' and '.join(map(str, self.batch))}"
         batch, depth, width, outputs = self.shape
         return f"{depth} × {width} tanh, {outputs} outputs, batch {batch}"
-
-
-def parse_shape(text: str) -> Shape:
-    """``"512,4,1024,10"``."""
-    numbers = [int(n) for n in text.split(",")] if re.fullmatch(r"\d+(,\d+)*", text) else []
-    if len(numbers) != 4 or 0 in (numbers[0], *numbers[2:]):
-        raise InputError(
-            f"--shape {text!r} is not BATCH,DEPTH,WIDTH,OUTPUTS, four numbers such as 512,4,1024,10"
-        )
-    return Shape(*numbers)
 
 
 def parse_batch(texts: Sequence[str]) -> tuple[Input, ...]:

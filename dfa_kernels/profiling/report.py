@@ -15,9 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dfa_kernels.profiling import PYTHON
-from dfa_kernels.profiling.options import Options
 from dfa_kernels.profiling.parts import Line
-from dfa_kernels.throughput.result import Ceilings
+from dfa_kernels.throughput.result import Ceilings, checked
 from dfa_kernels.training import InputError
 
 FORMAT = 1
@@ -42,9 +41,9 @@ class Profile:
     quartiles: tuple[float, float]
     profiled_ms: float
     python_ms: float
-    parts: Sequence[Line]
-    layers: Sequence[Line]
-    notes: Sequence[str]
+    parts: tuple[Line, ...]
+    layers: tuple[Line, ...]
+    notes: tuple[str, ...]
 
     def label(self, part: str) -> str:
         return "update + optimizer" if part == "update" and self.fused else part
@@ -55,22 +54,36 @@ class Profile:
         return None if None in floors else sum(f for f in floors if f is not None)
 
 
-def log(
-    options: Options, environment: Mapping[str, Any], ceilings: Ceilings,
-    profiles: Mapping[str, Profile], failed: Mapping[str, str],
-) -> dict[str, Any]:  # fmt: skip
-    """What the JSON holds: milliseconds, bytes, flops; ``failed``: a sentence for each method that
-    could not be profiled."""
-    return {
-        "kind": KIND,
-        "format": FORMAT,
-        "environment": dict(environment),
-        "options": options.as_dict(),
-        "subject": options.subject(),
-        "ceilings": asdict(ceilings),
-        "methods": {method: asdict(profile) for method, profile in profiles.items()},
-        "failed": dict(failed),
-    }
+@dataclass(frozen=True)
+class Log:
+    """What profile.json holds: milliseconds, bytes, flops. ``subject``: what was profiled, in
+    words; ``options``: as they would be typed; ``failed``: a sentence for each method that could
+    not be profiled."""
+
+    environment: dict[str, str | int | float]
+    options: dict[str, str]
+    subject: str
+    ceilings: Ceilings
+    methods: dict[str, Profile]
+    failed: dict[str, str]
+
+
+def parse(found: Mapping[str, Any], where: str) -> Log:
+    """From the JSON of the file ``where``.
+
+    Raises:
+        InputError: it is damaged, or of another format.
+    """
+    if found.get("format") != FORMAT:
+        raise InputError(
+            f"{where} is a profile of format {found.get('format')!r}, and this reads {FORMAT}: "
+            "profile again, or read it with the version that wrote it"
+        )
+    return checked(Log, {k: v for k, v in found.items() if k not in ("kind", "format")}, where)
+
+
+def as_json(log: Log) -> dict[str, Any]:
+    return {"kind": KIND, "format": FORMAT, **asdict(log)}
 
 
 def write(path: Path, found: Any) -> None:

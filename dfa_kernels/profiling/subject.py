@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from dfa_kernels import optim
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.module import DFA, fuse
-from dfa_kernels.profiling.options import INPUTS, Options
+from dfa_kernels.profiling.options import Options
 from dfa_kernels.throughput.contestants import PRECISIONS
+from dfa_kernels.throughput.networks import INPUTS
 from dfa_kernels.training import InputError
 from dfa_kernels.training.model import MOMENTUM
 from dfa_kernels.training.options import LEARNING_RATES

@@ -9,9 +9,10 @@ from torch import nn
 import dfa_kernels as dfa
 from dfa_kernels import autograd, backends, chain, pending
 from dfa_kernels.backends import reference, steps
-from dfa_kernels.profiling.options import Input, Options, Shape
+from dfa_kernels.profiling.options import Input, Options
 from dfa_kernels.profiling.ranges import watched
 from dfa_kernels.profiling.subject import Subject, factory_of
+from dfa_kernels.throughput.networks import Shape
 
 PATCHED = (
     (chain, "F"), (autograd, "_records"), (pending.Ledger, "add"), (backends, "function"),

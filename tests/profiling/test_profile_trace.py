@@ -7,9 +7,10 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
 from dfa_kernels.profiling import trace
-from dfa_kernels.profiling.options import Options, Shape
+from dfa_kernels.profiling.options import Options
 from dfa_kernels.profiling.ranges import Range, watched
 from dfa_kernels.profiling.subject import Subject, factory_of
+from dfa_kernels.throughput.networks import Shape
 
 
 def event(name, start, duration, category="cpu_op", thread=1, **arguments):

@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dfa_kernels as dfa
 from dfa_kernels.profiling import parts, work
-from dfa_kernels.profiling.options import Input, Options, Shape
+from dfa_kernels.profiling.options import Input, Options
 from dfa_kernels.profiling.subject import Subject, factory_of
 from dfa_kernels.profiling.trace import Step
 from dfa_kernels.profiling.work import Work
+from dfa_kernels.throughput.networks import Shape
 from dfa_kernels.throughput.result import Ceilings
 
 SIZES = (784, 7, 7, 3)  # of Shape(5, 2, 7, 3)
