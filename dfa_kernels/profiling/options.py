@@ -130,5 +130,5 @@ def parse_batch(texts: Sequence[str]) -> tuple[Input, ...]:
         shape = tuple(int(n) for n in match[1].split(","))
         if math.prod(shape) > 1 << 34:
             raise InputError(f"--batch {text!r} would be {math.prod(shape):,} numbers")
-        inputs.append(Input(shape, match[2] and int(match[2])))
+        inputs.append(Input(shape, int(match[2]) if match[2] else None))
     return tuple(inputs)

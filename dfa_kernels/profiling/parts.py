@@ -62,7 +62,7 @@ class Apart(NamedTuple):
 
 def apart(steps: Sequence[Step], works: Mapping[Unit, Work], ceilings: Ceilings) -> Apart:
     """Every part that takes time or should; every layer that has a name."""
-    units = {unit for step in steps for unit in step.ms}
+    units = dict.fromkeys(unit for step in steps for unit in step.ms)  # in the order of the step
     notes: list[str] = []
     if not any(part == "projection" for part, _ in units):
         works, note = _on_the_fly(works)

@@ -46,7 +46,7 @@ _LETTER = 0.0082
 
 
 def draw(path: Path, shown: Mapping[str, tuple[Profile, Step]], title: str) -> None:
-    """The picture of each method's profile, and of that of its steps which took the median time."""
+    """The picture of each method's profile, and of the step that was disturbed the least."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(13, 0.9 + 2.5 * len(shown)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -55,7 +55,7 @@ def draw(path: Path, shown: Mapping[str, tuple[Profile, Step]], title: str) -> N
         end = max(
             max(step.whole, *(s.start + s.ms for s in step.spans)) for _, step in shown.values()
         )
-        widest = 1.28 * max(max(line.ms for line in p.parts) for p, _ in shown.values())
+        widest = 1.4 * max(max(line.ms for line in p.parts) for p, _ in shown.values())
         for row, (profile, step) in enumerate(shown.values()):
             time = figure.add_subplot(grid[row, 0])
             _time(time, profile, step, end)
@@ -120,6 +120,6 @@ def _bars(axis: Axes, profile: Profile, widest: float) -> None:
         axis.text(right + 0.02 * widest, i, f"{line.ms:.2f} {times_}", va="center", fontsize=7.5)
     right = profile.python_ms + 0.02 * widest
     axis.text(right, len(names) - 1, f"{profile.python_ms:.2f}", va="center", fontsize=7.5)
-    axis.set_xlim(0, max(widest, 1.28 * profile.python_ms))
+    axis.set_xlim(0, max(widest, 1.4 * profile.python_ms))
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)

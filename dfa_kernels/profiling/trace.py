@@ -40,7 +40,8 @@ class Span(NamedTuple):
 
 @dataclass
 class Step:
-    """One step of a trace. ``ms``: by unit; ``whole``: from its range's beginning to its end."""
+    """One step of a trace. ``ms``: by unit; ``whole``: from its range's beginning to its end,
+    or to that of its last kernel."""
 
     whole: float
     ms: dict[Unit, float] = field(default_factory=lambda: defaultdict(float))
@@ -76,6 +77,8 @@ def steps(trace: Mapping[str, Any]) -> list[Step]:
             launch = launched.get(kernel.correlation)
             if launch is not None:
                 _add(made, marks, kernel, _unit(launch, forwards), kernel.duration, launch.start)
+        for step in made:  # the host is done long before the device
+            step.whole = max([step.whole, *(span.start + span.ms for span in step.spans)])
     else:
         for event in host:
             if event.operation and event.own > 0:

@@ -92,7 +92,7 @@ class Changes(NamedTuple):
 
     old: Source
     new: Source
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     notes: list[str]
 
 

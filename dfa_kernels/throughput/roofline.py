@@ -27,7 +27,8 @@ class _Spot(NamedTuple):
 def rooflines(sources: Sequence[Source]) -> list[Plot]:
     """Whole steps of a result, and the parts of the profiles of the same device and commit; what
     profiles are left have roofs of their own."""
-    made, taken = [], set()
+    made: list[Plot | None] = []
+    taken: set[int] = set()
     logs = [s for s in sources if s.log is not None]
     for source in sources:
         if source.result is None:

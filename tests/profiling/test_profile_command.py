@@ -225,6 +225,18 @@ def test_a_backend_that_dies_is_a_sentence_and_the_other_methods_go_on(tmp_path,
     assert list(found["methods"]) == ["bp"] and "the card fell out" in found["failed"]["dfa"]
 
 
+def test_work_that_cannot_be_counted_is_a_note(tmp_path, monkeypatch):
+    def refuses(subject):
+        raise NotImplementedError("no such tensor")
+
+    monkeypatch.setattr(command.work, "count", refuses)
+    assert profile(*SHAPE) == 0
+    found = json.loads((tmp_path / "runs" / "profile" / "profile.json").read_text())
+    taken = found["methods"]["dfa"]
+    assert any("NotImplementedError: no such tensor" in note for note in taken["notes"])
+    assert taken["parts"] and all(line["floor_ms"] is None for line in taken["parts"])
+
+
 def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == "rich" else object())
     assert profile(*SHAPE) == 2

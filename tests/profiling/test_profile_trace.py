@@ -128,6 +128,8 @@ def test_a_kernel_belongs_where_it_was_launched():
         ("backward", "hidden"): 30,
         ("update", ""): 25,
     }
+    (step,) = trace.steps({"traceEvents": events})
+    assert step.whole == pytest.approx(0.295)  # to the end of the last kernel
 
 
 def test_a_grouped_backends_kernel_on_a_cpu_is_an_operation():
