@@ -1,7 +1,7 @@
 """`python -m pytest bench/suite`: pytest-benchmark's times of operations and of whole steps.
 
-Beside `dfa-kernels bench`, which takes turns: here each runs on its own. `python -m bench.agreement`
-holds the two against each other. Threads: DFA_SUITE_THREADS (1).
+Beside `dfa-kernels bench`, which takes turns: here each runs on its own. `bench.agreement` holds
+the two against each other. Threads: DFA_SUITE_THREADS (1).
 """
 
 import os
