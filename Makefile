@@ -5,6 +5,7 @@
 # make emulated: the CUDA kernels on the CPU, by g++; part of `test`.
 # make asan: Triton's again under AddressSanitizer, which sees what a missing mask reads or writes.
 # make installs: wheels and what they say: from an sdist, without nvcc, with the toolkit from PyPI.
+# make bench: a training step here, beside its rivals: tables, curves and a page in runs/bench.
 # make gpu: tests and figures on a GPU, from the checkout, by a Python that has torch and Triton.
 # make gpu-rehearsal: the same on the CPU, tiny, so that a GPU's time is not spent on a typing error.
 
@@ -69,7 +70,8 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m bench.step $(ARGS)
+	$(BIN)/dfa-kernels bench --scaling --overwrite $(ARGS)
+	$(BIN)/dfa-kernels report runs/bench/throughput.json --out runs/bench/report.html
 
 installs:
 	PYTHON=$(PYTHON) tests/installs.sh

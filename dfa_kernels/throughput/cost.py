@@ -7,6 +7,9 @@ the logits, of the parameters, each as often read and written as the contestant'
 asks for, which is what its constant says; L: hidden layers, each of which launches the same number
 of operations; and what a step takes whatever its size. A constant is at least 0. Each contestant
 has its own: what an optimizer or a module adds is in them.
+
+On a GPU the host's launches hide behind the device's work, and the sum says too much where the two
+take about as long.
 """
 
 from __future__ import annotations

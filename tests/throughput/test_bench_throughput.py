@@ -1,5 +1,6 @@
 """`bench.throughput` writes the pages from a result, and `bench.agreement` says who agrees."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import throughput_examples as examples
+import torch
 
 from bench import agreement, throughput, throughput_report
 from dfa_kernels.throughput import predict, result
@@ -111,3 +113,25 @@ def test_the_turns_of_an_agreement_are_the_commands(monkeypatch):
     found = agreement.by_turns(["8,1,8,2", "8,2,8,2"], 0.5, 1)
     assert found == {("bp-eager", "8,1,8,2"): [0.0], ("bp-eager", "8,2,8,2"): [1.0]}
     assert all(isinstance(job, Job) and job.contestants == agreement.CONTESTANTS for job in asked)
+
+
+def test_a_slowdown_is_planted_in_the_whole_step(monkeypatch):
+    monkeypatch.delenv("DFA_PLANTED", raising=False)
+    from bench import planted
+
+    planted.backends.unregister("planted")
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.001
+        return now[0]
+
+    made = planted.Planted(1.5, clock)
+    ends = []
+    for took in (1.0, 3.0, 1.0, 1.0):  # the second waited for another's turn
+        now[0] += took
+        made.step_(None, "sgd", [])
+        ends.append(now[0])
+    lasted = [b - a for a, b in itertools.pairwise(ends)]
+    assert lasted == pytest.approx([4.5, 1.5, 1.5], abs=0.01)
+    assert made.unavailable(torch.device("cuda")) == "it waits on the CPU's clock"
