@@ -4,7 +4,7 @@ what a busy machine recorded."""
 import json
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +91,11 @@ def test_nothing_is_found_among_the_recorded_runs_of_the_same_code():
         assert set(verdicts(old, new)) == {UNDECIDED}
 
 
-def test_the_recorded_slowdown_is_found():
-    for new in RECORDED["planted"]:
-        for old in RECORDED["same"]:
-            assert SLOWER in verdicts(recorded(old), recorded(new))
-            assert FASTER not in verdicts(recorded(old), recorded(new))
+def test_the_recorded_slowdown_is_found_in_nine_of_ten():
+    pairs = list(product(RECORDED["same"], RECORDED["planted"]))
+    found = [verdicts(recorded(old), recorded(new)) for old, new in pairs]
+    assert all(FASTER not in each for each in found)
+    assert sum(SLOWER in each for each in found) >= 0.9 * len(pairs)
 
 
 @given(
