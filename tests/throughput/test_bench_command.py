@@ -111,6 +111,20 @@ def test_without_a_compiler_there_are_times_and_a_sentence(made_up, tmp_path, ca
     assert f"Where {BASELINE} died there is no ratio: see its error." in capsys.readouterr().out
 
 
+def test_without_ceilings_there_are_times_and_a_sentence(made_up, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("not enough memory: you tried to allocate 268435456 bytes")
+
+    monkeypatch.setattr(ceilings, "measure", fail)
+    assert bench("--shape", "8,2,16,4", "--contestant", "reference", out=tmp_path) == 0
+    row = result.read(tmp_path / "throughput.json").rows[1]
+    assert row.ms is not None
+    assert row.percent_of_bandwidth is None
+    said = capsys.readouterr().out
+    assert "no ceiling was measured" in said
+    assert "The ceilings could not be measured: RuntimeError: not enough memory" in said
+
+
 def test_ctrl_c_keeps_the_rows_until_then(made_up, tmp_path, capsys):
     made_up.stop = 2
     shapes = ["--shape", "8,2,16,4", "8,3,16,4", "8,4,16,4", "--contestant", "reference"]
