@@ -6,6 +6,7 @@
 # make asan: Triton's again under AddressSanitizer, which sees what a missing mask reads or writes.
 # make installs: wheels and what they say: from an sdist, without nvcc, with the toolkit from PyPI.
 # make instructions: a step's machine instructions by callgrind, beside those recorded; a minute.
+# make bench: a training step here, beside its rivals: tables, curves and a page in runs/bench.
 # make gpu: tests and figures on a GPU, from the checkout, by a Python that has torch and Triton.
 # make gpu-rehearsal: the same on the CPU, tiny, so that a GPU's time is not spent on a typing error.
 
@@ -70,7 +71,8 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m bench.step $(ARGS)
+	$(BIN)/dfa-kernels bench --scaling --overwrite $(ARGS)
+	$(BIN)/dfa-kernels report runs/bench/throughput.json --out runs/bench/report.html
 
 instructions: $(READY)
 	$(BIN)/python -m bench.instructions $(ARGS)
