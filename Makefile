@@ -5,6 +5,8 @@
 # make emulated: the CUDA kernels on the CPU, by g++; part of `test`.
 # make asan: Triton's again under AddressSanitizer, which sees what a missing mask reads or writes.
 # make installs: wheels and what they say: from an sdist, without nvcc, with the toolkit from PyPI.
+# make instructions: a step's machine instructions by callgrind, beside those recorded; a minute.
+# make bench: a training step here, beside its rivals: tables, curves and a page in runs/bench.
 # make gpu: tests and figures on a GPU, from the checkout, by a Python that has torch and Triton.
 # make gpu-rehearsal: the same on the CPU, tiny, so that a GPU's time is not spent on a typing error;
 # again under Python 3.12 with the torch and the Triton that such machines have, where there is one.
@@ -30,7 +32,7 @@ export NVCC_APPEND_FLAGS ?= -Xptxas -Werror
 INTERPRETED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interpreted -n 2
 
 .PHONY: train test suite interpreted emulated machine-code asan installs gpu gpu-rehearsal lint
-.PHONY: types bench clean
+.PHONY: types bench instructions clean
 
 train: $(READY)
 	$(BIN)/dfa-kernels train --overwrite $(ARGS)
@@ -80,7 +82,11 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m bench.step $(ARGS)
+	$(BIN)/dfa-kernels bench --scaling --overwrite $(ARGS)
+	$(BIN)/dfa-kernels report runs/bench/throughput.json --out runs/bench/report.html
+
+instructions: $(READY)
+	$(BIN)/python -m bench.instructions $(ARGS)
 
 installs:
 	PYTHON=$(PYTHON) tests/installs.sh

@@ -1,4 +1,4 @@
-"""`dfa-kernels`, the command line: info, train, bench, check.
+"""`dfa-kernels`, the command line: info, train, bench, profile, report, check.
 
 What cannot be done is said in one sentence on standard error, with exit status 2 and before
 anything is changed. Status 1 is a check that failed, 130 an interruption.
@@ -19,7 +19,9 @@ import torch
 from dfa_kernels import backends, testing
 from dfa_kernels.feedback import DISTRIBUTIONS
 from dfa_kernels.module import METHODS
-from dfa_kernels.throughput import arguments
+from dfa_kernels.profiling import arguments as profile
+from dfa_kernels.throughput import arguments as bench
+from dfa_kernels.throughput import page_arguments as report
 from dfa_kernels.training import InputError
 from dfa_kernels.training.options import (
     ACTIVATIONS,
@@ -75,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--device", help="default: a GPU if there is one")
     check.set_defaults(run=_check)
     _add_train(commands)
-    arguments.add(commands)
+    bench.add(commands)
+    profile.add(commands)
+    report.add(commands)
     return parser
 
 

@@ -83,7 +83,8 @@ def add(commands: Any) -> None:
         "--calibrate",
         type=Path,
         metavar="RESULT",
-        help="fit the cost model to a result with --scaling; writes DEVICE.json to --out",
+        help="fit the cost model to a result with --scaling; writes NAME.json to --out, for the "
+        "device that --device names, or the result",
     )
     bench.set_defaults(run=run)
 

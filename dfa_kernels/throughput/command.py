@@ -80,8 +80,7 @@ def measure(
     book = Book(path, Result(environment=about, notes=options.notes))
     status = 0
     try:
-        _say(f"ceilings of {about['device']} …")
-        book.put(ceilings=ceilings.measure(device, options.dtypes))
+        _limit(options, book)
         _time(options, book)
         if with_memory:
             _weigh(options.jobs(), book)
@@ -95,6 +94,15 @@ def measure(
     else:
         print(path)
     return status
+
+
+def _limit(options: Options, book: Book) -> None:
+    """The ceilings; a device that is too small or too full for them can time steps all the same."""
+    _say(f"ceilings of {book.result.environment['device']} …")
+    try:
+        book.put(ceilings=ceilings.measure(torch.device(options.device), options.dtypes))
+    except (RuntimeError, MemoryError) as failed:
+        book.add(notes=(f"The ceilings could not be measured: {lineup.summary(failed)}.",))
 
 
 def _time(options: Options, book: Book) -> None:

@@ -8,7 +8,6 @@ whoever steps by torch.optim has the fastest of its implementations, by measurem
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
@@ -82,11 +81,14 @@ class Setting(NamedTuple):
         return kind(net.parameters(), **self.rates, **self.captured, **self._fastest(kind, net))
 
     def _fastest(self, kind: Callable, net: nn.Module) -> dict[str, bool]:
-        """Among `IMPLEMENTATIONS`, on a copy of the parameters. A captured step is fused: what
-        captures well cannot be seen from outside a graph."""
+        """Among `IMPLEMENTATIONS`, on a copy of the parameters, of the first ones where there are
+        many. A captured step is fused: what captures well cannot be seen from outside a graph."""
         if self.graph:
             return IMPLEMENTATIONS["fused"]
-        parameters = [copy.deepcopy(p.detach()).requires_grad_() for p in net.parameters()]
+        parameters: list[Tensor] = []
+        for original in net.parameters():
+            if sum(p.numel() for p in parameters) < COPIED:
+                parameters.append(original.detach().clone().requires_grad_())
         for parameter in parameters:
             parameter.grad = torch.full_like(parameter, 1e-6)
         steps = {
@@ -110,6 +112,8 @@ IMPLEMENTATIONS: dict[str, dict[str, bool]] = {
     "one by one": {"foreach": False, "fused": False},
 }
 CHOICE = 5
+#: Elements that are copied for it: the three of them have a state each beside gradients.
+COPIED = 1 << 26
 
 
 class Built(NamedTuple):

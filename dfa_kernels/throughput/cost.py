@@ -7,11 +7,13 @@ the logits, of the parameters, each as often read and written as the contestant'
 asks for, which is what its constant says; L: hidden layers, each of which launches the same number
 of operations; and what a step takes whatever its size. A constant is at least 0. Each contestant
 has its own: what an optimizer or a module adds is in them.
+
+On a GPU the host's launches hide behind the device's work, and the sum says too much where the two
+take about as long.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -80,20 +82,19 @@ def fit(samples: Sequence[Sample], method: str, precision: str) -> Constants | N
     return Constants(*(found / scale).tolist())
 
 
-def crossing(
-    difference: Callable[[float], float], low: float, high: float
-) -> tuple[float, bool] | None:
-    """Where ``difference`` (of two times, at a value of an axis) changes its sign between ``low``
-    and ``high``, and whether it grows there; None where it does not. The first one, from below."""
-    steps = [low * (high / low) ** (i / 200) for i in range(201)]
-    for a, b in pairwise(steps):
-        if (difference(a) < 0) != (difference(b) < 0):
-            grows = difference(b) > difference(a)
-            for _ in range(60):
-                middle = math.sqrt(a * b)
-                if (difference(middle) < 0) == (difference(a) < 0):
-                    a = middle
+def crossing(difference: Callable[[int], float], low: int, high: int) -> tuple[int, bool] | None:
+    """The first value after ``low``, up to ``high``, where ``difference`` (of two times, at a value
+    of an axis) has changed its sign, and whether it grew there; None where it keeps it."""
+    steps = sorted({round(low * (high / low) ** (i / 200)) for i in range(201)})
+    for below, above in pairwise(steps):
+        if (difference(below) < 0) != (difference(above) < 0):
+            grows = difference(above) > difference(below)
+            before = difference(below) < 0
+            while above - below > 1:
+                middle = (below + above) // 2
+                if (difference(middle) < 0) == before:
+                    below = middle
                 else:
-                    b = middle
-            return math.sqrt(a * b), grows
+                    above = middle
+            return above, grows
     return None

@@ -81,17 +81,21 @@ def measure(job: Job) -> Iterator[Memory]:
     with ready(job):
         device = torch.device(job.device)
         for name in job.contestants:
+            if name == BASELINE and device.type != "cuda":
+                # What a compiler leaves behind cannot be told from what training holds.
+                yield Memory(name, job.shape, None, 0)
+                continue
             build = lineup.named(name).build
             try:
                 build(_TINY, Setting(device, job.precision, job.rule, compiler="eager")).run()
-                found = _of(partial(build, job.task, job.setting), device, name == BASELINE)
+                found = _of(partial(build, job.task, job.setting), device)
             except Exception:  # its row of times says what is wrong with it
                 continue
             yield Memory(name, job.shape, *found)
 
 
 def _of(
-    build: Callable[[], contestants.Built], device: torch.device, compiled: bool
+    build: Callable[[], contestants.Built], device: torch.device
 ) -> tuple[int | None, int | None]:
     cast(Reference, backends.get("reference")).matrices.clear()
     trim()
@@ -100,8 +104,7 @@ def _of(
     reset(device)  # what building took and gave back is not training's
     for _ in range(_STEPS):
         built.run()
-    # What a compiler leaves behind on the host cannot be told from what training holds.
-    told = None if compiled and device.type != "cuda" else peak(device)
+    told = peak(device)
     return (None if told is None or bare is None else max(0, told - bare)), built.feedback_bytes()
 
 

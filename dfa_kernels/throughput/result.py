@@ -215,8 +215,17 @@ def parse(text: str, where: str) -> Result:
             f"{where} is a result of format {found['format']!r}, and this reads {FORMAT}: measure "
             "again, or read it with the version that wrote it"
         )
+    return checked(Result, {k: v for k, v in found.items() if k != "format"}, where)
+
+
+def checked(cls: Any, found: Any, where: str) -> Any:
+    """A dataclass of this module's kind from JSON.
+
+    Raises:
+        InputError: a field does not fit its annotation, naming it; ``where``: the file's name.
+    """
     try:
-        return _made(Result, {k: v for k, v in found.items() if k != "format"}, "")
+        return _made(cls, found, "")
     except _WrongError as wrong:
         raise InputError(f"{where} is damaged: {wrong}") from None
 

@@ -189,13 +189,12 @@ def crossovers(
             continue
         for axis, values in VALUES[kind].items():
 
-            def difference(value: float, axis: str = axis, model: Constants = model) -> float:
-                at: Any = {axis: value}  # between two integers too
-                shape = BASE[kind]._replace(**at)
+            def difference(value: int, axis: str = axis, model: Constants = model) -> float:
+                shape = BASE[kind]._replace(**{axis: value})
                 theirs = cost.predict(fitted[BACKPROPAGATION], shape, "bp", job.precision)
                 return cost.predict(model, shape, "dfa", job.precision) - theirs
 
-            low, high = max(1, values[0] / _BEYOND), values[-1] * _BEYOND
+            low, high = max(1, values[0] // _BEYOND), values[-1] * _BEYOND
             found = cost.crossing(difference, low, high)
             made.append(
                 Crossover(
@@ -211,10 +210,10 @@ def _sentence(
     axis: str,
     name: str,
     kind: str,
-    found: tuple[float, bool] | None,
+    found: tuple[int, bool] | None,
     faster: bool,
-    low: float,
-    high: float,
+    low: int,
+    high: int,
 ) -> str:
     others = ", ".join(
         f"{value:,} {other}" for other, value in BASE[kind]._asdict().items() if other != axis
@@ -224,10 +223,10 @@ def _sentence(
         least = "less" if faster else "more"
         return (
             f"{where}, {name} is predicted to take {least} time than {BACKPROPAGATION} everywhere "
-            f"from {low:,.0f} to {high:,.0f}."
+            f"from {low:,} to {high:,}."
         )
     side = "up to" if found[1] else "from"
     return (
         f"{where}, {name} is predicted to take less time than {BACKPROPAGATION} {side} about "
-        f"{found[0]:,.0f}{'' if found[1] else ' on'}."
+        f"{found[0]:,}{'' if found[1] else ' on'}."
     )

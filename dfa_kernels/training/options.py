@@ -95,24 +95,24 @@ class Options:
             "fused": True,
             **given,
         }
-        _known("data", options["data"], DEFAULTS)
+        check_known("data", options["data"], DEFAULTS)
         options = {**DEFAULTS[options["data"]], **options}
         for method in options["method"]:
-            _known("method", method, METHODS)
-        _known("optimizer", options["optimizer"], LEARNING_RATES)
+            check_known("method", method, METHODS)
+        check_known("optimizer", options["optimizer"], LEARNING_RATES)
         options["method"] = tuple(m for m in METHODS if m in options["method"])
         rates, default = options["lr"], LEARNING_RATES[options["optimizer"]]
         for method in rates:
             if method:
-                _known("lr", method, options["method"])
+                check_known("lr", method, options["method"])
         options["lr"] = {m: rates.get(m, rates.get("", default)) for m in options["method"]}
         return cls(**options)
 
     def __post_init__(self) -> None:
-        _known("activation", self.activation, ACTIVATIONS)
-        _known("schedule", self.schedule, SCHEDULES)
-        _known("distribution", self.distribution, DISTRIBUTIONS)
-        _known("dtype", self.dtype, DTYPES)
+        check_known("activation", self.activation, ACTIVATIONS)
+        check_known("schedule", self.schedule, SCHEDULES)
+        check_known("distribution", self.distribution, DISTRIBUTIONS)
+        check_known("dtype", self.dtype, DTYPES)
         for name in ("epochs", "batch", "seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
@@ -123,7 +123,7 @@ class Options:
         for method, rate in self.lr.items():
             if not (math.isfinite(rate) and rate > 0):
                 raise InputError(f"--lr of {method} must be finite and above 0, got {rate}")
-        _check_device(self.device)
+        check_device(self.device)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -190,12 +190,14 @@ def parse_lr(texts: Sequence[str]) -> dict[str, float]:
     return rates
 
 
-def _known(option: str, value: str, known: Any) -> None:
+def check_known(option: str, value: str, known: Any) -> None:
+    """That ``value`` is one of ``known``, or an `InputError`."""
     if value not in known:
         raise InputError(f"--{option} {value!r} is unknown: known are {', '.join(known)}")
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """That numbers can be kept on the device, or an `InputError`."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

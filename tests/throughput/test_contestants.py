@@ -99,6 +99,21 @@ def test_the_fastest_of_torchs_optimizers_is_taken(monkeypatch):
     assert all(map(torch.equal, before, net.parameters()))
 
 
+def test_no_more_than_the_first_parameters_are_copied_for_that(monkeypatch):
+    stepped = []
+
+    def timed(steps, *_, **__):
+        (optimizer,) = {step.__self__ for name, step in steps.items() if name == "foreach"}
+        stepped.append([p.numel() for p in optimizer.param_groups[0]["params"]])
+        return {name: [1.0] * 5 for name in steps}
+
+    monkeypatch.setattr(contestants, "rounds", timed)
+    monkeypatch.setattr(contestants, "COPIED", 7)
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4))
+    Setting(CPU).optimizer(net)
+    assert stepped == [[6, 2]]
+
+
 def test_an_implementation_that_cannot_run_is_not_chosen(monkeypatch):
     short = {"fused": [], "foreach": [2.0] * 5, "one by one": [3.0] * 5}
     monkeypatch.setattr(contestants, "rounds", lambda *a, **k: short)
