@@ -319,7 +319,7 @@ bool run_plain_step(const py::list& numbers, const py::capsule& exchange,
 }
 
 py::tuple as_tuple(const Tile& tile) {
-    return py::make_tuple(tile.n, tile.d, tile.k, tile.threads, tile.stages);
+    return py::make_tuple(tile.n, tile.d, tile.k, tile.threads, tile.stages, tile.shared);
 }
 
 }  // namespace

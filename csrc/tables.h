@@ -119,6 +119,7 @@ struct UpdateTable {
 struct Tile {
     int32_t n, d, k;  // rows N; features D; E in `project`, K in `update`
     int32_t threads, stages;
+    int32_t shared;  // bytes of a program
 };
 
 static_assert(sizeof(ProjectTable) <= 32764 && sizeof(UpdateTable) <= 32764,
