@@ -116,7 +116,8 @@ def page(backend: Any, rows: Sequence[tuple[str, ...]]) -> str:
         "call of the backend to where the driver would launch, median (quartiles).",
         f"{LAYERS} layers of {WIDTH} and a head, N {ROWS}, E {ERROR}, bf16 activations, fp32",
         f"parameters; `gradients` allocates {2 * LAYERS + 2} tensors. No GPU: the driver's launch",
-        "and the device's time are not in it.",
+        "and the device's time are not in it. What is compared was timed in turns; the machine's",
+        f"load average was {os.getloadavg()[0]:.0f} then.",
         *backend.ABOUT.splitlines(),
         "",
         f"{env['processor']}, {env['cores']} cores; {backend.versions()}, torch {env['torch']}, "
