@@ -60,7 +60,7 @@ class Scratch:
     def __init__(self, device: torch.device) -> None:
         self._device, self._on_gpu = device, device.type == "cuda"
         self._floats = torch.empty(0, device=device, dtype=torch.float32)
-        self._counters = torch.empty(0, device=device, dtype=torch.int32)
+        self.counters = torch.empty(0, device=device, dtype=torch.int32)
         self._sizes = self._addresses = (0, 0)
 
     def __call__(self, floats: int, counters: int) -> tuple[int, int, Any]:
@@ -81,11 +81,11 @@ class Scratch:
     def _grow(self, floats: int, counters: int) -> None:
         if floats > len(self._floats):
             self._floats = torch.empty(floats, device=self._device, dtype=torch.float32)
-        if counters > len(self._counters):
+        if counters > len(self.counters):
             count = max(counters, 256)
-            self._counters = torch.zeros(count, device=self._device, dtype=torch.int32)
-        self._sizes = len(self._floats), len(self._counters)
-        self._addresses = self._floats.data_ptr(), self._counters.data_ptr()
+            self.counters = torch.zeros(count, device=self._device, dtype=torch.int32)
+        self._sizes = len(self._floats), len(self.counters)
+        self._addresses = self._floats.data_ptr(), self.counters.data_ptr()
 
 
 def stream_of(device: torch.device, index: int) -> int:
