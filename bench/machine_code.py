@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -33,30 +32,24 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default, without a warning
     from bench import machine_report
 
-    result = {}
+    whole = not options.case and not options.usual and set(options.arch) == set(ARCHITECTURES)
+    out = Path(options.out or "bench/results") if options.out or whole else None
+    result = machine_report.read(out)
+    broken = looked = 0
     for kernels in options.kernels:
         name, of, rows = SOURCES[kernels](options)
-        made = []
         for row in rows:
-            made.append(row)
+            looked += 1
+            broken += bool(row["violations"])
             print(machine_report.line(row), file=sys.stderr, flush=True)
-        if made:
-            result[name] = {"date": date.today().isoformat(), "of": of, "rows": made}
-    if not result:
+            run = {"date": date.today().isoformat(), "of": of, "rows": [row]}
+            result = machine_report.joined(result, {name: run})
+            machine_report.write(result, out)  # at once: the rest may take an hour
+    if not looked:
         print("nothing was looked at" + (options.case and f": no case has {options.case!r} in it"))
         return 2
-    broken = any(row["violations"] for run in result.values() for row in run["rows"])
-    whole = not options.case and not options.usual and set(options.arch) == set(ARCHITECTURES)
-    if options.out or whole:
-        out = Path(options.out or "bench/results")
-        out.mkdir(parents=True, exist_ok=True)
-        kept = out / "machine_code.json"
-        if kept.exists():
-            result = machine_report.joined(json.loads(kept.read_text()), result)
-        kept.write_text(machine_report.compact(result))
-        (out / "machine_code.md").write_text(machine_report.markdown(result))
     print("\n".join(machine_report.summary(result)))
-    return int(broken)
+    return int(broken > 0)
 
 
 Rows = Iterator[dict[str, Any]]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
+
+NAME = "machine_code.json"
 
 #: By compiler and version: its date, how many cases there are, and their rows.
 Result = dict[str, Any]
@@ -16,6 +19,20 @@ COMPILERS = {"Triton": "the Triton backend", "nvcc": "the CUDA backend"}
 def line(row: dict[str, Any]) -> str:
     """One row, for whoever watches."""
     return " | ".join((row["arch"], row["kernel"], row["case"], *_figures(row), _verdict(row)))
+
+
+def read(folder: Path | None) -> Result:
+    """What was written there, or nothing."""
+    kept = folder and folder / NAME
+    return json.loads(kept.read_text()) if kept and kept.exists() else {}
+
+
+def write(result: Result, folder: Path | None) -> None:
+    """Both forms of the table; nothing where there is no folder."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / NAME).write_text(compact(result))
+        (folder / NAME).with_suffix(".md").write_text(markdown(result))
 
 
 def compact(result: Result) -> str:
@@ -33,7 +50,9 @@ def joined(before: Result, after: Result) -> Result:
     made = before | after
     for version in before.keys() & after.keys():
         rows = {_key(r): r for v in (before, after) for r in v[version]["rows"]}
-        made[version] = after[version] | {"rows": list(rows.values())}
+        cases = list(dict.fromkeys(key[:2] for key in rows))  # each with its architectures
+        every = sorted(rows.values(), key=lambda row: cases.index(_key(row)[:2]))
+        made[version] = after[version] | {"rows": every}
     return made
 
 

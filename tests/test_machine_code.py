@@ -317,6 +317,22 @@ def test_the_exit_status_and_the_files(said, tmp_path, monkeypatch, capsys):
     assert ("registers are spilled" in (tmp_path / "machine_code.md").read_text()) == bool(said)
 
 
+def test_rows_join_those_that_are_there(tmp_path, monkeypatch):
+    """A case's architectures side by side; one that was there is replaced."""
+    said = []
+    monkeypatch.setattr(
+        machine_code, "measured", lambda wanted, jobs: [_row(c, a, said) for c, a in wanted]
+    )
+    chosen = ["--kernels", "triton", "--usual", "--out", str(tmp_path), "--arch"]
+    assert machine_code.main([*chosen, "90"]) == 0
+    assert machine_code.main([*chosen, "80"]) == 0
+    said.append("registers are spilled")
+    assert machine_code.main([*chosen, "90"]) == 1
+    ((_, run),) = json.loads((tmp_path / "machine_code.json").read_text()).items()
+    cells = [(r["case"], r["arch"], len(r["violations"])) for r in run["rows"]]
+    assert cells == [(str(c), a, n) for c in usual() for a, n in (("90", 1), ("80", 0))]
+
+
 def test_nothing_to_compile_is_no_success(capsys):
     assert machine_code.main(["--kernels", "triton", "--case", "no such case"]) == 2
     assert "nothing was looked at: no case has 'no such case' in it" in capsys.readouterr().out
