@@ -147,6 +147,15 @@ UpdateLayer read_layer(Reader& from, UpdateTable& table, int rows, bool fly, int
     return layer;
 }
 
+void start_update(UpdateTable& table, const Where& where, Compute compute, bool fly,
+                  const py::object& scratch) {
+    const Division division(table, where, compute, fly);
+    if (table.tiles == 0) return;
+    const auto given = Scratch::take(scratch, division.floats, division.counters);
+    division.place(table, given.floats, given.counters);
+    launch_on(where, [&] { return update(table, compute, division.large, fly, where.stream); });
+}
+
 void run_update(const py::list& numbers, const py::object& scratch) {
     Reader from(numbers);
     const Where where(from);
@@ -171,11 +180,7 @@ void run_update(const py::list& numbers, const py::object& scratch) {
         if (layer.d > 0 && layer.k > 0) table.layer[table.layers++] = layer;
     }
     from.end();
-    const Division division(table, where, compute, fly);
-    if (table.tiles == 0) return;
-    const auto given = Scratch::take(scratch, division.floats, division.counters);
-    division.place(table, given.floats, given.counters);
-    launch_on(where, [&] { return update(table, compute, division.large, fly, where.stream); });
+    start_update(table, where, compute, fly, scratch);
 }
 
 // A step of plain tensors ------------------------------------------------------------------------
@@ -183,16 +188,6 @@ void run_update(const py::list& numbers, const py::object& scratch) {
 Compute compute_of(DType x, bool tf32) {
     if (x == DType::f32) return tf32 ? Compute::tf32 : Compute::f32;
     return x == DType::bf16 ? Compute::bf16 : Compute::f16;
-}
-
-void start_flying(PlainStep& step, const Where& where, Compute compute,
-                  const py::object& scratch) {
-    UpdateTable& table = step.table;
-    step.fly();
-    const Division division(table, where, compute, true);
-    const auto given = Scratch::take(scratch, division.floats, division.counters);
-    division.place(table, given.floats, given.counters);
-    launch_on(where, [&] { return update(table, compute, division.large, true, where.stream); });
 }
 
 // Whether δ of the step finds room in one launch of `project`; if not, nothing is started.
@@ -242,7 +237,8 @@ bool run_plain_step(const py::list& numbers, const py::capsule& exchange, const 
     if (table.distribution == Distribution::matrix) return false;
     if (step.widest_error() > kFlyError || step.widest_input() > widest_input)
         return start_stored(step, nullptr, where, compute, scratch);
-    start_flying(step, where, compute, scratch);
+    step.fly();
+    start_update(table, where, compute, true, scratch);
     return true;
 }
 
