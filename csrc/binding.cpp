@@ -263,8 +263,8 @@ PYBIND11_MODULE(_core, module) {
         py::arg("rows") = kUpdateRows, py::arg("fly_error") = kFlyError);
     module.def("project", run_project, "Start `project` of what the list says.");
     module.def("update", run_update,
-               "Start `update` of what the list says; scratch(floats, counters) gives the addresses "
-               "of so many floats and counters that are 0, and what to hold until then.");
+               "Start `update` of what the list says; scratch(floats, counters) gives addresses of "
+               "so many floats and counters that are 0, and what to hold until then.");
     module.def("plain_step", run_plain_step,
                "Start a step of plain tensors as contract.LayerUpdate has them, with a user's B or "
                "None; False: it is not plain. Scratch as for `update`.");

@@ -10,9 +10,9 @@
 
 namespace dfa {
 
-// Fills a table from dfa_kernels.backends.contract's tuples, without a word where they are not plain:
-// Python plans those, and says what is wrong with them. Its segments say how δ is made; `fly` or
-// StoredDeltas say where.
+// Fills a table from dfa_kernels.backends.contract's tuples, without a word where they are not
+// plain: Python plans those, and says what is wrong with them. Its segments say how δ is made;
+// `fly` or StoredDeltas say where.
 class PlainStep {
    public:
     UpdateTable& table;
@@ -147,7 +147,8 @@ class PlainStep {
         if (PyErr_Occurred() || code == nullptr) return PyErr_Clear(), false;
         if (repeat < 1 || stream < kHead || x.rows != error.rows * repeat ||
             x.columns != layer.k || !saved.is(x.rows, layer.d, x.type) ||
-            (stream == kHead && error.columns < layer.d) || saved.stride * repeat >= Tensors::kStrides)
+            (stream == kHead && error.columns < layer.d) ||
+            saved.stride * repeat >= Tensors::kStrides)
             return false;
         widest_error_ = std::max(widest_error_, error.columns);
         Segment& out = table.segment[segments_++] = {};
@@ -168,7 +169,7 @@ class PlainStep {
         return true;
     }
 
-    // A tensor that is likely to come again: an error serves all layers, an output is the next input.
+    // A tensor that may come again: an error serves all layers, an output is the next input.
     struct Last {
         PyObject* object = nullptr;
         Matrix matrix;

@@ -1,4 +1,4 @@
-// Starting what a table says: how large its tiles are, into how many parts a sum falls, where it is.
+// Starting what a table says: how large its tiles are, and into how many parts a sum falls.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,8 +1,8 @@
 // What a launch is told of its layers: plain data, handed over by value in the kernel's parameters.
 //
-// A table is filled by `binding.cpp` from what Python lists, or by `plain.h` and `stored.h` from its
-// tensors, and read by `project.cu` and `update.cu`. Matrices are rows of adjacent elements; strides
-// count elements.
+// A table is filled by `binding.cpp` from what Python lists, or by `plain.h` and `stored.h` from
+// tensors, and read by `project.cu` and `update.cu`. Matrices are rows of adjacent elements;
+// strides count elements.
 #pragma once
 
 #include <cstdint>
