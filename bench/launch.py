@@ -1,19 +1,17 @@
-"""What the Triton backend costs the host in a step of 8 small layers: `python -m bench.launch`.
+"""What a backend costs the host in a step of 8 small layers: `python -m bench.launch`.
 
-Nothing here needs a GPU: the kernels are compiled for one (compute capability 9.0), and Triton gets
-a driver that stands in for CUDA's and starts nothing. What is timed is all the Python from the call
-of `step_` or `gradients` to where the driver would launch: layouts, tables and their look-up,
-constants, and Triton's own part of a launch, which is shown by leaving it out.
+Nothing here needs a GPU. `bench.launch_triton` and `bench.launch_cuda` have each backend take CPU
+tensors as a GPU's, and stop where the driver would launch.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
@@ -30,13 +28,13 @@ from dfa_kernels.throughput.timing import host, kernel
 
 if TYPE_CHECKING:
     from bench.gpu.context import Context
-    from dfa_kernels.backends.triton.kernels import Kernels
-    from dfa_kernels.backends.triton.launch import Launch
 
+BACKENDS = {"triton": "Triton", "cuda": "CUDA"}
 ROWS, LAYERS, WIDTH, ERROR = 256, 8, 256, 10
-DELTA = "DFA_KERNELS_TRITON_DELTA"
 #: How δ is made: the rule's choice for this shape, and the other.
 DELTAS = ("on-the-fly", "stored")
+#: What is compared is timed in turns, so that a busy machine disturbs all alike.
+TURNS = 10
 
 
 class Case(NamedTuple):
@@ -53,170 +51,99 @@ class Case(NamedTuple):
         return cls(error, layers, updates_of(error, layers))
 
 
-class _Driver:
-    """As much of a Triton driver as a launch asks for: one H200, which runs nothing."""
+class Run(NamedTuple):
+    """A call to time, and the environment that it is made in."""
 
-    def __init__(self) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self._target = GPUTarget("cuda", 90, 32)
-        self.utils = self
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return self._target
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 232448, "multiprocessor_count": 132}
-
-    def load_binary(self, *_: Any) -> tuple:
-        return None, 0, 0, 0, 1024
-
-    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        return lambda *_: None
+    operation: str
+    delta: str
+    environment: dict[str, str]
+    call: Callable[[], object]
 
 
-class _Nothing:
-    """A kernel whose launch is not even Triton's."""
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return self.warmup
-
-    def warmup(self, *_: Any, **__: Any) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def without_device(with_triton: bool) -> Iterator[Kernels]:
-    """The backend's kernels on CPU tensors as on a GPU, without one."""
-    import triton
-
-    from dfa_kernels.backends.triton import kernels, rules, table
-    from dfa_kernels.backends.triton.launch import Launcher
-
-    cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
-
-    class _Launcher(Launcher):
-        def __init__(self) -> None:
-            super().__init__()
-            self._nothing[cuda] = (torch.empty(1), torch.zeros(1, dtype=torch.int32))
-
-        def run(self, launches: Any, device: torch.device) -> None:
-            super().run([self._changed(launch) for launch in launches], cuda)
-
-        def _changed(self, launch: Launch) -> Launch:
-            return launch if with_triton else launch._replace(kernel=nothing)
-
-    nothing = _Nothing()
-    stream = mock.Mock(stream_id=0)
-    written = lambda entries, _: torch.tensor(entries, device=cpu)  # noqa: E731
-    with (
-        mock.patch.object(rules, "device_of", lambda _: rules.Device("cuda", 90, 132)),
-        mock.patch.object(table, "_written", written),
-        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
-        mock.patch.object(torch.cuda, "current_stream", lambda _=None: stream),
-        mock.patch.object(kernels, "Launcher", _Launcher),
-        mock.patch.object(triton.runtime.driver, "_active", _Driver()),
-    ):
-        yield kernels.Kernels()
+def calls(kernels: Any, case: Case, variable: str) -> list[Run]:
+    """A step and gradients by ``kernels``, with either δ, which ``variable`` chooses."""
+    feedback = Feedback()
+    runs = {
+        "step_ (AdamW)": lambda: kernels.step_(feedback, "adamw", case.updates),
+        "gradients": lambda: kernels.gradients(
+            case.error, feedback, 0.1, case.layers, torch.bfloat16
+        ),
+    }
+    return [Run(name, d, {variable: d}, call) for d in DELTAS for name, call in runs.items()]
 
 
-def measure(repeats: int = 2000) -> dict[tuple[str, str], tuple[Spread, Spread]]:
-    """Microseconds by operation and δ: without Triton's part of a launch, and with it."""
-    case, feedback = Case.on(torch.device("cpu")), Feedback()
-    found: dict[tuple[str, str], list[Spread]] = {}
-    for with_triton in (False, True):
-        with without_device(with_triton) as kernels:
-            runs = {
-                "step_ (AdamW)": lambda: kernels.step_(feedback, "adamw", case.updates),
-                "gradients": lambda: kernels.gradients(
-                    case.error, feedback, 0.1, case.layers, torch.bfloat16
-                ),
-            }
-            for delta in DELTAS:
-                with mock.patch.dict(os.environ, {DELTA: delta}):
-                    for name, run in runs.items():
-                        times = _microseconds(run, repeats)
-                        found.setdefault((name, delta), []).append(spread(times))
-    return {key: (without, whole) for key, (without, whole) in found.items()}
-
-
-def _microseconds(run: Callable[[], object], repeats: int) -> list[float]:
-    for _ in range(min(50, repeats)):
-        run()
-    times = []
-    for _ in range(repeats):
-        start = time.thread_time()
-        run()
-        times.append((time.thread_time() - start) * 1e6)
-    return times
+def timed(runs: Sequence[Run], repeats: int) -> list[Spread]:
+    """Microseconds of the calling thread."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(min(TURNS, repeats)):
+        for run, kept in zip(runs, times, strict=True):
+            with mock.patch.dict(os.environ, run.environment):
+                for _ in range(min(20, repeats)):
+                    run.call()
+                for _ in range(-(-repeats // TURNS)):
+                    start = time.thread_time()
+                    run.call()
+                    kept.append((time.thread_time() - start) * 1e6)
+    return [spread(kept) for kept in times]
 
 
 def on_device(context: Context) -> None:
     """A part of `bench.gpu`: the host's time of the whole call, beside the device's."""
-    case, feedback = Case.on(context.device, context.tiny), Feedback()
-    runs = {
-        "step_ (AdamW)": lambda: ops.step_(feedback, "adamw", case.updates),
-        "gradients": lambda: ops.gradients(case.error, feedback, 0.1, case.layers, torch.bfloat16),
-    }
-    for delta in DELTAS:
-        with mock.patch.dict(os.environ, {DELTA: delta}):
-            for name, run in runs.items():
-                held = spread(host(run, context.device, context.pick(400, 2)))
-                took = spread(kernel(run, context.device, context.share(8), context.least))
-                label = f"{name} of {LAYERS} layers of {WIDTH}, N {ROWS}, δ {delta}"
-                context.emit(fact(f"{label}: host", _shown(held), unit="µs"))
-                shown = _shown(Spread(*(1e3 * t for t in took)))
-                context.emit(fact(f"{label}: device", shown, unit="µs"))
+    case = Case.on(context.device, context.tiny)
+    for run in calls(ops, case, "DFA_KERNELS_TRITON_DELTA"):
+        with mock.patch.dict(os.environ, run.environment):
+            held = spread(host(run.call, context.device, context.pick(400, 2)))
+            took = spread(kernel(run.call, context.device, context.share(8), context.least))
+        label = f"{run.operation} of {LAYERS} layers of {WIDTH}, N {ROWS}, δ {run.delta}"
+        context.emit(fact(f"{label}: host", shown(held), unit="µs"))
+        device = shown(Spread(*(1e3 * t for t in took)))
+        context.emit(fact(f"{label}: device", device, unit="µs"))
 
 
-def _shown(times: Spread) -> str:
-    return f"{times.median:.0f} ({times.low:.0f}–{times.high:.0f})"
+def shown(times: Spread) -> str:
+    """Median and quartiles."""
+    return f"{times.median:.1f} ({times.low:.1f}–{times.high:.1f})"
 
 
-def markdown(found: dict[tuple[str, str], tuple[Spread, Spread]]) -> str:
-    import triton
-
+def page(backend: Any, rows: Sequence[tuple[str, ...]]) -> str:
+    """What is written; ``backend``: its module of this benchmark."""
     env = environment.describe()
+    name = backend.__name__.rsplit("_")[-1]
     lines = [
-        "# Host time of a call",
+        f"# Host time of a call of the {BACKENDS[name]} backend",
         "",
-        "Written by `python -m bench.launch`: microseconds of the calling thread, from the call of",
-        "the Triton backend to where the driver would launch, median (quartiles).",
+        f"Written by `python -m bench.launch {name}`: microseconds of the calling thread, from the",
+        "call of the backend to where the driver would launch, median (quartiles).",
         f"{LAYERS} layers of {WIDTH} and a head, N {ROWS}, E {ERROR}, bf16 activations, fp32",
-        "parameters; tables are looked up, as in every step but the first. No GPU: the kernels are",
-        "compiled for compute capability 9.0 and not run, so the driver's launch and the device's",
-        "time are not in it.",
+        f"parameters; `gradients` allocates {2 * LAYERS + 2} tensors. No GPU: the driver's launch",
+        "and the device's time are not in it. What is compared was timed in turns; the machine's",
+        f"load average was {os.getloadavg()[0]:.0f} then.",
+        *backend.ABOUT.splitlines(),
         "",
-        f"{env['processor']}, {env['cores']} cores; triton {triton.__version__}, torch "
-        f"{env['torch']}, Python {env['python']}, dfa_kernels {env['dfa_kernels']}; {env['date']}.",
+        f"{env['processor']}, {env['cores']} cores; {backend.versions()}, torch {env['torch']}, "
+        f"Python {env['python']}, dfa_kernels {env['dfa_kernels']}; {env['date']}.",
         "",
-        "| operation | δ | launches | ours, µs | with Triton's own part, µs |",
-        "| --- | --- | --- | --- | --- |",
+        "| " + " | ".join(backend.TITLES) + " |",
+        "|" + " --- |" * len(backend.TITLES),
+        *("| " + " | ".join(row) + " |" for row in rows),
     ]
-    for (name, delta), (without, whole) in found.items():
-        launches = 1 if delta == "on-the-fly" else 2
-        cells = (name, delta, str(launches), _shown(without), _shown(whole))
-        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.launch", description=__doc__)
+    parser.add_argument("backend", nargs="?", choices=tuple(BACKENDS), help="all of them")
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--out", default="bench/results", metavar="DIR")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    text = markdown(measure(options.repeats))
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "launch.md").write_text(text)
-    print(text)
+    for name in (options.backend,) if options.backend else BACKENDS:
+        backend = importlib.import_module(f"bench.launch_{name}")
+        text = page(backend, backend.measure(options.repeats))
+        (out / backend.PAGE).write_text(text)
+        print(text)
     return 0
 
 

@@ -1,106 +1,76 @@
-"""What the CUDA backend costs the host in a step of 8 small layers: `python -m bench.launch_cuda`.
+"""The CUDA backend's side of `python -m bench.launch`.
 
-No GPU is needed: csrc/binding.cpp is compiled by g++ with launchers that start nothing
-(tests/emulated/nothing.cpp). What is timed is all from the call of `step_` or `gradients` to where
-the driver would launch: checks, layouts, the table, scratch.
+csrc/binding.cpp is compiled by g++ with launchers that start nothing (tests/emulated/nothing.cpp).
+What is timed is all from the call of `step_` or `gradients` to where the driver would launch:
+checks, layouts, tables, scratch. Most steps are planned in C++; Python's way with the others is
+shown on the same step, and what is left of it where the lists for C++ are there already.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 
-from bench.gpu.rows import Spread, spread
-from bench.launch import ERROR, LAYERS, ROWS, WIDTH, Case, _microseconds
+from bench.launch import DELTAS, Case, Run, calls, shown, timed
 from dfa_kernels.backends.cuda import rules
 from dfa_kernels.backends.cuda.kernels import Kernels
 from dfa_kernels.feedback import Feedback
-from dfa_kernels.throughput import environment
 from tests import emulator
 
 NOTHING = Path(__file__).parents[1] / "tests/emulated/nothing.cpp"
 
+FLAGS = ("-O3",)  # setup.py's
 
-class Recorded:
-    """The lists that a call hands to the compiled module."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, tuple]] = []
-        self.project = lambda *given: self.calls.append(("project", given))
-        self.update = lambda *given: self.calls.append(("update", given))
-        self.plain_step = lambda *_: False
+PAGE = "launch_cuda.md"
+ABOUT = "csrc/binding.cpp is compiled by g++ -O3, with launchers that start nothing."
+TITLES = ("operation", "δ", "planned in", "µs")
 
 
-def measure(repeats: int) -> dict[tuple[str, str, str], Spread]:
-    """Microseconds by operation, δ, and who plans it."""
-    core = emulator.core((NOTHING,))
-    case, feedback = Case.on(torch.device("cpu")), Feedback()
-    device = rules.Device(0, 132)
-    found = {}
-    with mock.patch.object(rules, "device_of", lambda _: device):
-        for delta in (rules.ON_THE_FLY, rules.STORED):
+class ByLists:
+    """The compiled module without its own planning; it keeps the lists that Python makes for it."""
+
+    def __init__(self, core: Any) -> None:
+        self.core = core
+        self.calls: dict[str, tuple] = {}
+
+    def plain_step(self, *_: Any) -> bool:
+        return False
+
+    def project(self, *given: Any) -> None:
+        self.calls["project"] = given
+        self.core.project(*given)
+
+    def update(self, *given: Any) -> None:
+        self.calls["update"] = given
+        self.core.update(*given)
+
+
+def measure(repeats: int) -> list[tuple[str, ...]]:
+    """The rows."""
+    core = emulator.core((NOTHING,), FLAGS)
+    case = Case.on(torch.device("cpu"))
+    runs: list[tuple[str, Run]] = []
+    with mock.patch.object(rules, "device_of", lambda _: rules.Device(0, 132)):
+        for planner, kernels in (("C++", Kernels(core)), ("Python", Kernels(ByLists(core)))):
+            runs += [(planner, run) for run in calls(kernels, case, rules.VARIABLE)]
+        for delta in DELTAS:
+            lists = ByLists(core)
             with mock.patch.dict(os.environ, {rules.VARIABLE: delta}):
-                kernels, recorded = Kernels(core), Recorded()
-                planner = "C++" if delta == rules.ON_THE_FLY else "Python"
-                runs = {
-                    ("step_ (AdamW)", planner): partial(
-                        kernels.step_, feedback, "adamw", case.updates
-                    ),
-                    ("gradients", planner): partial(
-                        kernels.gradients, case.error, feedback, 0.1, case.layers, torch.bfloat16
-                    ),
-                }
-                Kernels(recorded).step_(feedback, "adamw", case.updates)
-                for name, given in recorded.calls:
-                    label = f"`{name}` of the list alone"
-                    runs[label, "—"] = partial(getattr(core, name), *given)
-                for (label, where), run in runs.items():
-                    found[label, delta, where] = spread(_microseconds(run, repeats))
-    return found
-
-
-def markdown(found: dict[tuple[str, str, str], Spread]) -> str:
-    env = environment.describe()
-    lines = [
-        "# Host time of a call of the CUDA backend",
-        "",
-        "Written by `python -m bench.launch_cuda`: microseconds from the call of the backend to",
-        "where the driver would launch, median (quartiles): argument checks, layouts, the table.",
-        f"{LAYERS} layers of {WIDTH} and a head, N {ROWS}, E {ERROR}, bf16 activations, fp32",
-        "parameters. No GPU: `csrc/binding.cpp` by g++ -O1, with launchers that start nothing, so",
-        "the driver's launch and the device's time are not in it; `gradients` allocates 18",
-        "tensors.",
-        "",
-        f"{env['processor']}, {env['cores']} cores; torch {env['torch']}, Python {env['python']}, "
-        f"dfa_kernels {env['dfa_kernels']}; {env['date']}.",
-        "",
-        "| operation | δ | planned in | µs |",
-        "| --- | --- | --- | --- |",
+                Kernels(lists).step_(Feedback(), "adamw", case.updates)
+            for name, given in lists.calls.items():
+                call = partial(getattr(core, name), *given)
+                runs.append(("—", Run(f"`{name}` of the step's list", delta, {}, call)))
+        times = timed([run for _, run in runs], repeats)
+    return [
+        (run.operation, run.delta, planner, shown(took))
+        for (planner, run), took in zip(runs, times, strict=True)
     ]
-    lines += [f"| {' | '.join(key)} | {times.median:.1f} ({times.low:.1f}–{times.high:.1f}) |"
-              for key, times in found.items()]  # fmt: skip
-    return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.launch_cuda", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=2000)
-    parser.add_argument("--out", default="bench/results", metavar="DIR")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    text = markdown(measure(options.repeats))
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "launch_cuda.md").write_text(text)
-    print(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def versions() -> str:
+    return "g++"

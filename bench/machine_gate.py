@@ -11,6 +11,10 @@
 - Epilogues load and store parameters, states, `saved` and δ by vectors of 128 bits, of layers whose
   rows are whole vectors: at least as many as these tensors' tiles take. A low-precision copy is
   stored in 64 bits, since it follows the parameter's 128.
+
+Of the kernels of csrc/ the same is asked, by what their tiles say: one loop with the products of a
+step (mma, or fused multiply-adds for fp32) and with the copies of the next, all of 128 bits. A
+kernel of theirs holds every rule and dtype: it needs the vectors of all of them.
 """
 
 from __future__ import annotations
@@ -33,12 +37,7 @@ def violations(kernel: str, C: dict[str, Any], code: Code, arch: str) -> list[st
         """How many whole ones a thread loads or stores of a tile."""
         return math.prod(shape) * dtype.primitive_bitwidth // 8 // VECTOR // threads
 
-    found = []
-    if code.stack or code.spills:
-        found.append(
-            f"registers are spilled: {code.stack} bytes of stack, {code.spills} instructions"
-        )
-    found += _products(kernel, C, code, arch)
+    found = [*_spilled(code), *_products(kernel, C, code, arch)]
     if kernel == "project":
         fed, whole = C["aligned"], C["whole"] != "none"
         copies = vectors(C["error"], C["n"], C["e"])
@@ -60,11 +59,53 @@ def violations(kernel: str, C: dict[str, Any], code: Code, arch: str) -> list[st
     if fed and not amd:
         found += _copies(C, code, copies)
     if whole:
-        for name, least in (("load", loads), ("store", stores)):
-            if code.counts.get(f"{name} 128", 0) < least:
-                has = code.counts.get(f"{name} 128", 0)
-                found.append(f"{has} {name}s of 128 bits, where the tiles' take {least}")
+        found += _narrow(code, loads, stores)
     return found
+
+
+def built_violations(kernel: str, compute: str, size: str, tile: Any, code: Code) -> list[str]:
+    """The same of a kernel of csrc/; ``tile``: what csrc/tables.h says of it."""
+    itemsize = 2 if compute in ("bf16", "fp16") else 4
+    scalar = compute == "fp32"
+    if kernel == "project":
+        copied, depth = tile.n * tile.k, 4 if scalar else 16  # of an innermost loop
+        products = tile.n * tile.d * depth
+        loads = stores = 1 + 2  # eight columns, of 16 bits and of 32
+    else:
+        copied = tile.n * (tile.d + tile.k)
+        products = tile.d * tile.k * (1 if scalar else tile.n)
+        # Four columns of a parameter, two states and a copy, or of dW: as many times at once as
+        # make the loads of 256 threads.
+        times = 256 // tile.threads
+        loads, stores = 3 * times, (4 + 1) * times
+    product = "fma" if scalar else "mma"
+    of_one = 1 if scalar else 16 * 8 * (32 // itemsize) // 32  # m16n8k16 or k8, of a lane
+    least = {
+        product: products // of_one // tile.threads,
+        "asynchronous 128": copied * itemsize // VECTOR // tile.threads,
+    }
+    found = [*_spilled(code)]
+    main = [loop for loop in code.loops if all(loop.get(n, 0) >= c for n, c in least.items())]
+    if not main:
+        asked = " and ".join(f"{count} {name}" for name, count in least.items())
+        found.append(f"no loop has the {asked} that its tiles take")
+    if code.counts.get("asynchronous", 0) > code.counts.get("asynchronous 128", 0):
+        found.append("copies of fewer than 128 bits")
+    if size == "on the fly" and "mma" not in code.counts:
+        found.append("no product on tensor cores")  # e·B, whatever the other is computed in
+    return [*found, *_narrow(code, loads, stores)]
+
+
+def _spilled(code: Code) -> Iterable[str]:
+    if code.stack or code.spills:
+        yield f"registers are spilled: {code.stack} bytes of stack, {code.spills} instructions"
+
+
+def _narrow(code: Code, loads: int, stores: int) -> Iterable[str]:
+    for name, least in (("load", loads), ("store", stores)):
+        has = code.counts.get(f"{name} 128", 0)
+        if has < least:
+            yield f"{has} {name}s of 128 bits, where the tiles' take {least}"
 
 
 def _products(kernel: str, C: dict[str, Any], code: Code, arch: str) -> Iterable[str]:

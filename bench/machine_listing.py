@@ -1,4 +1,5 @@
-"""A launch's kernel, compiled for an architecture, and what its machine code consists of.
+"""What the machine code of a kernel consists of: of a launch of Triton's, compiled for an
+architecture, and of whatever else is in a cubin.
 
 The disassembly is what Triton's own `nvdisasm` prints, or the assembly for an AMD GPU.
 """
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 class Code(NamedTuple):
     """A compiled kernel. ``registers`` of a thread; ``stack``: bytes of a thread's memory;
     ``spills``: instructions that read or write it; ``shared``: bytes of a program; ``counts``: of
-    the instructions in `INSTRUCTIONS`; ``loops``: the same, of each innermost loop with products.
+    the instructions in `INSTRUCTIONS`; ``loops``: the same, of each innermost loop with products
+    or, of csrc/, of every loop.
     """
 
     registers: int
@@ -94,20 +96,45 @@ def compiled(launch: Any, arch: str) -> Code:
 _Read = tuple[int, int, int, dict[str, int], list[dict[str, int]]]
 
 
-def _nvidia(cubin: bytes) -> _Read:
-    """Registers, stack, spills, counts and loops, by the tools that come with Triton."""
+class Function(NamedTuple):
+    """Of a cubin: registers and bytes of stack of a thread, and the disassembly."""
+
+    registers: int
+    stack: int
+    listing: str
+
+
+def functions(cubin: Path) -> dict[str, Function]:
+    """What a cubin holds, by its mangled name."""
+    usage = _output(tool("cuobjdump"), "--dump-resource-usage", cubin)
+    used = {
+        name: (int(registers), int(stack))
+        for name, registers, stack in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
+    }
+    if not used:
+        return {}
+    _, *parts = re.split(
+        r"^//-+ \.text\.(\S+) +-+$", _output(tool("nvdisasm"), "-c", cubin), flags=re.M
+    )
+    listings = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {name: Function(*used[name], listings[name]) for name in used}
+
+
+def tool(name: str) -> Path:
+    """A program of CUDA's toolkit that comes with Triton."""
     found = importlib.util.find_spec("triton")
     assert found is not None and found.origin is not None
-    tools = Path(found.origin).parent / "backends/nvidia/bin"
+    return Path(found.origin).parent / "backends/nvidia/bin" / name
+
+
+def _nvidia(cubin: bytes) -> _Read:
+    """Registers, stack, spills, counts and loops of a launch's kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
-        listing = _output(tools / "nvdisasm", "-c", file.name)
-    used = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert used is not None, usage
-    spills, counts = counted(listing, INSTRUCTIONS, SPILL)
-    return int(used[1]), int(used[2]), spills, counts, product_loops(listing)
+        (kernel,) = functions(Path(file.name)).values()
+    spills, counts = counted(kernel.listing, INSTRUCTIONS, SPILL)
+    return kernel.registers, kernel.stack, spills, counts, product_loops(kernel.listing)
 
 
 def _amd(text: str) -> _Read:
@@ -134,30 +161,27 @@ _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 
 def counted(listing: str, wanted: dict[str, str], spill: str) -> tuple[int, dict[str, int]]:
     """How many instructions of a disassembly are spills, and how many each of ``wanted``."""
-    found = (_OPERATION.match(line) for line in listing.splitlines())
-    operations = Counter(m[1] for m in found if m)
+    operations = Counter(_operations(listing.splitlines()))
+    return _number(operations, {"": spill}).get("", 0), _number(operations, wanted)
 
-    def number(pattern: str) -> int:
-        return sum(n for operation, n in operations.items() if re.match(pattern, operation))
 
-    return number(spill), {name: number(p) for name, p in wanted.items() if number(p)}
+def _operations(lines: list[str]) -> list[str]:
+    """What each line does; "" where that is nothing."""
+    found = (_OPERATION.match(line) for line in lines)
+    return [m[1] if m else "" for m in found]
+
+
+def _number(operations: Counter[str], wanted: dict[str, str]) -> dict[str, int]:
+    numbers = {
+        name: sum(n for operation, n in operations.items() if re.match(pattern, operation))
+        for name, pattern in wanted.items()
+    }
+    return {name: number for name, number in numbers.items() if number}
 
 
 def product_loops(listing: str) -> list[dict[str, int]]:
-    """The counts of each innermost loop of a disassembly that has products in it: what lies
-    between a label and a branch back to it."""
-    lines = listing.splitlines()
-    labels: dict[str, int] = {}
-    loops: list[tuple[int, int]] = []
-    for number, line in enumerate(lines):
-        if label := _LABEL.match(line):
-            labels[label[1]] = number
-        elif (branch := _BRANCH.search(line)) and branch[1] in labels:
-            loops.append((labels[branch[1]], number))
-    counts = {
-        (begin, end): counted("\n".join(lines[begin:end]), INSTRUCTIONS, SPILL)[1]
-        for begin, end in loops
-    }
+    """The counts of each innermost loop of a disassembly that has products in it."""
+    counts = loops(listing)
     made = {loop: _multiplies(has) for loop, has in counts.items()}
     return [
         has
@@ -167,6 +191,23 @@ def product_loops(listing: str) -> list[dict[str, int]]:
             made[b, e] and begin <= e and b <= end and e - b < end - begin for b, e in counts
         )
     ]
+
+
+def loops(listing: str) -> dict[tuple[int, int], dict[str, int]]:
+    """The counts of each loop of a disassembly: what lies between a label and a branch back to
+    it, by the numbers of their lines."""
+    lines = listing.splitlines()
+    labels: dict[str, int] = {}
+    found: list[tuple[int, int]] = []
+    for number, line in enumerate(lines):
+        if label := _LABEL.match(line):
+            labels[label[1]] = number
+        elif (branch := _BRANCH.search(line)) and branch[1] in labels:
+            found.append((labels[branch[1]], number))
+    operations = _operations(lines)
+    return {
+        (begin, end): _number(Counter(operations[begin:end]), INSTRUCTIONS) for begin, end in found
+    }
 
 
 def _multiplies(has: dict[str, int]) -> bool:
@@ -189,6 +230,8 @@ class Limits(NamedTuple):
 
 LIMITS = {
     "80": Limits(64, 32, 164 << 10, 163 << 10, 1024),
+    "86": Limits(48, 16, 100 << 10, 99 << 10, 1024),
+    "89": Limits(48, 24, 100 << 10, 99 << 10, 1024),
     "90": Limits(64, 32, 228 << 10, 227 << 10, 1024),
     "100": Limits(64, 32, 228 << 10, 227 << 10, 1024),
     "120": Limits(48, 24, 100 << 10, 99 << 10, 1024),

@@ -8,67 +8,16 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <stdexcept>
-#include <string>
 
 #include "launch.h"
 #include "lists.h"
 #include "plain.h"
+#include "start.h"
+#include "stored.h"
 #include "tensors.h"
 
 namespace dfa {
 namespace {
-
-void succeed(Error error) {
-    if (error != kSuccess)
-        throw std::runtime_error(std::string(error_name(error)) + ": " + error_text(error));
-}
-
-// Makes a device current, and whichever was so before afterwards.
-class OnDevice {
-   public:
-    explicit OnDevice(int device) {
-        succeed(current_device(&before_));
-        changed_ = before_ != device;
-        if (changed_) succeed(use_device(device));
-    }
-    ~OnDevice() {
-        if (changed_) (void)use_device(before_);
-    }
-    OnDevice(const OnDevice&) = delete;
-
-   private:
-    int before_ = 0;
-    bool changed_ = false;
-};
-
-struct Where {
-    int device;
-    Stream stream;
-    int multiprocessors;
-
-    explicit Where(Reader& from)
-        : device(from.size("the device")),
-          stream(reinterpret_cast<Stream>(from.integer())),
-          multiprocessors(from.between("the multiprocessors", 1, 1 << 20)) {}
-};
-
-template <class Start>
-void launch_on(const Where& where, Start start) {
-    Error error;
-    OnDevice current(where.device);
-    {
-        py::gil_scoped_release released;
-        error = start();
-    }
-    succeed(error);
-}
-
-int32_t as_tiles(int64_t tiles) {
-    if (tiles > std::numeric_limits<int32_t>::max())
-        refuse("one launch takes fewer than 2,147,483,648 tiles, not " + std::to_string(tiles));
-    return static_cast<int32_t>(tiles);
-}
 
 // project --------------------------------------------------------------------------------------
 
@@ -113,18 +62,6 @@ ProjectGroup read_group(Reader& from, ProjectTable& table, int& targets) {
     return g;
 }
 
-int64_t count_tiles(ProjectTable& table, const Tile& tile) {
-    int64_t tiles = 0;
-    for (int i = 0; i < table.groups; ++i) {
-        ProjectGroup& g = table.group[i];
-        g.first_tile = as_tiles(tiles);
-        g.tiles_n = static_cast<int32_t>(ceil_div(g.rows, tile.n));
-        tiles += g.tiles_n * ceil_div(g.columns, tile.d);
-    }
-    table.tiles = as_tiles(tiles);
-    return tiles;
-}
-
 void run_project(const py::list& numbers) {
     Reader from(numbers);
     const Where where(from);
@@ -147,8 +84,7 @@ void run_project(const py::list& numbers) {
         if (g.rows > 0 && g.columns > 0) table.group[table.groups++] = g;
     }
     from.end();
-    const bool large = count_tiles(table, project_tile(compute, true)) >= where.multiprocessors;
-    if (!large) count_tiles(table, project_tile(compute, false));
+    const bool large = size_tiles(table, where, compute);
     if (table.tiles == 0) return;
     launch_on(where, [&] { return project(table, compute, large, where.stream); });
 }
@@ -161,6 +97,7 @@ Applied read_applied(Reader& from, const UpdateTable& table, int rows, bool opti
     for (void*& state : a.state) state = from.pointer("a state", table.state, true);
     a.copy = from.pointer("a low-precision copy", table.copy, true);
     a.row = from.between("the row of hyperparameters", 0, rows - 1);
+    if (!has_states(a, table)) refuse("a state that the rule reads is a null pointer");
     return a;
 }
 
@@ -195,7 +132,6 @@ Segment read_segment(Reader& from, const UpdateTable& table, const UpdateLayer& 
     return s;
 }
 
-
 UpdateLayer read_layer(Reader& from, UpdateTable& table, int rows, bool fly, int& segments) {
     UpdateLayer layer{};
     layer.d = from.size("the rows of a weight");
@@ -211,57 +147,16 @@ UpdateLayer read_layer(Reader& from, UpdateTable& table, int rows, bool fly, int
     return layer;
 }
 
-int64_t count_tiles(UpdateTable& table, const Tile& tile) {
-    int64_t tiles = 0;
-    for (int i = 0; i < table.layers; ++i) {
-        UpdateLayer& layer = table.layer[i];
-        layer.first_tile = as_tiles(tiles);
-        layer.tiles_d = static_cast<int32_t>(ceil_div(layer.d, tile.d));
-        tiles += layer.tiles_d * ceil_div(layer.k, tile.k);
-        int64_t blocks = 0;
-        for (int s = 0; s < layer.segments; ++s)
-            blocks += ceil_div(table.segment[layer.first_segment + s].rows, tile.n);
-        layer.blocks = as_tiles(blocks);
-    }
-    table.tiles = as_tiles(tiles);
-    return tiles;
-}
-
-// Into how many parts the sums over N fall: as many as fill the device, of at least 4 blocks each.
-int32_t count_splits(const UpdateTable& table, int multiprocessors) {
-    int32_t blocks = 0;
-    for (int i = 0; i < table.layers; ++i) blocks = std::max(blocks, table.layer[i].blocks);
-    if (table.tiles == 0 || table.tiles >= multiprocessors || blocks < 8) return 1;
-    return std::max(1, std::min({multiprocessors / table.tiles, blocks / 4, 64}));
-}
-
-void take_scratch(UpdateTable& table, const Tile& tile, const py::function& scratch) {
-    const int64_t slots = int64_t{table.tiles} * table.splits;
-    const int64_t floats = slots * (int64_t{tile.d} * tile.k + tile.d);
-    const auto given = scratch(floats, table.tiles).cast<std::pair<int64_t, int64_t>>();
-    if (given.first % kVector != 0 || given.first == 0 || given.second % 4 != 0 ||
-        given.second == 0)
-        refuse("the scratch of a split sum is null or misaligned");
-    table.partial = reinterpret_cast<float*>(given.first);
-    table.partial_bias = table.partial + slots * tile.d * tile.k;
-    table.arrived = reinterpret_cast<int32_t*>(given.second);
-}
-
 void start_update(UpdateTable& table, const Where& where, Compute compute, bool fly,
-                  const py::function& scratch) {
-    Tile tile = update_tile(compute, true, fly);
-    const bool large = count_tiles(table, tile) >= where.multiprocessors;
-    if (!large) count_tiles(table, tile = update_tile(compute, false, fly));
+                  const py::object& scratch) {
+    const Division division(table, where, compute, fly);
     if (table.tiles == 0) return;
-    table.splits = count_splits(table, where.multiprocessors);
-    as_tiles(int64_t{table.tiles} * table.splits);
-    table.partial = table.partial_bias = nullptr;
-    table.arrived = nullptr;
-    if (table.splits > 1) take_scratch(table, tile, scratch);
-    launch_on(where, [&] { return update(table, compute, large, fly, where.stream); });
+    const auto given = Scratch::take(scratch, division.floats, division.counters);
+    division.place(table, given.floats, given.counters);
+    launch_on(where, [&] { return update(table, compute, division.large, fly, where.stream); });
 }
 
-void run_update(const py::list& numbers, const py::function& scratch) {
+void run_update(const py::list& numbers, const py::object& scratch) {
     Reader from(numbers);
     const Where where(from);
     UpdateTable table;
@@ -288,16 +183,38 @@ void run_update(const py::list& numbers, const py::function& scratch) {
     start_update(table, where, compute, fly, scratch);
 }
 
+// A step of plain tensors ------------------------------------------------------------------------
 
 Compute compute_of(DType x, bool tf32) {
     if (x == DType::f32) return tf32 ? Compute::tf32 : Compute::f32;
     return x == DType::bf16 ? Compute::bf16 : Compute::f16;
 }
 
+// Whether δ of the step finds room in one launch of `project`; if not, nothing is started.
+bool start_stored(PlainStep& step, const Matrix* matrix, const Where& where, Compute compute,
+                  const py::object& scratch) {
+    UpdateTable& table = step.table;
+    ProjectTable projections;
+    StoredDeltas stored(step, projections);
+    if (!stored.take(matrix)) return false;
+    const bool large = size_tiles(projections, where, compute);
+    const Division division(table, where, compute, false);
+    const auto given =
+        Scratch::take(scratch, stored.floats() + division.floats, division.counters);
+    stored.place(given.floats);
+    division.place(table, given.floats + stored.floats(), given.counters);
+    launch_on(where, [&] {
+        const Error error = project(projections, compute, large, where.stream);
+        if (error != kSuccess) return error;
+        return update(table, compute, division.large, false, where.stream);
+    });
+    return true;
+}
+
 // Whether the step is started; if not, nothing is changed, and Python plans it.
-bool run_plain_step(const py::list& numbers, const py::capsule& exchange,
+bool run_plain_step(const py::list& numbers, const py::capsule& exchange, const py::object& values,
                     const py::sequence& updates, const py::dict& codes,
-                    const py::function& columns, const py::function& scratch) {
+                    const py::function& columns, const py::object& scratch) {
     Reader from(numbers);
     const Where where(from);
     const bool cpu = from.between("whether tensors are the CPU's", 0, 1) != 0;
@@ -306,20 +223,27 @@ bool run_plain_step(const py::list& numbers, const py::capsule& exchange,
     table.seed = static_cast<uint64_t>(from.integer());
     table.rule = from.one_of("the rule", Rule::adamw);
     const bool tf32 = from.between("whether tf32 is allowed", 0, 1) != 0;
-    const int widest_input = from.size("the widest input");
+    const int widest_input = from.size("the widest input of a layer whose δ is made on the fly");
     from.end();
-    table.layers = 0;
     const Tensors tensors(exchange.get_pointer(), cpu ? -1 : where.device);
-    PlainStep step(table, tensors, codes, columns, widest_input);
+    PlainStep step(table, tensors, codes, columns);
     if (!step.take(updates)) return false;
-    table.error = table.x;
-    table.copy = table.parameter;
-    start_update(table, where, compute_of(table.x, tf32), true, scratch);
+    const Compute compute = compute_of(table.x, tf32);
+    Matrix matrix;
+    if (!values.is_none()) {
+        if (!tensors.read(values.ptr(), matrix)) return false;
+        return start_stored(step, &matrix, where, compute, scratch);
+    }
+    if (table.distribution == Distribution::matrix) return false;
+    if (step.widest_error() > kFlyError || step.widest_input() > widest_input)
+        return start_stored(step, nullptr, where, compute, scratch);
+    step.fly();
+    start_update(table, where, compute, true, scratch);
     return true;
 }
 
 py::tuple as_tuple(const Tile& tile) {
-    return py::make_tuple(tile.n, tile.d, tile.k, tile.threads, tile.stages);
+    return py::make_tuple(tile.n, tile.d, tile.k, tile.threads, tile.stages, tile.shared);
 }
 
 }  // namespace
@@ -339,10 +263,11 @@ PYBIND11_MODULE(_core, module) {
         py::arg("rows") = kUpdateRows, py::arg("fly_error") = kFlyError);
     module.def("project", run_project, "Start `project` of what the list says.");
     module.def("update", run_update,
-               "Start `update` of what the list says; scratch(floats, counters) gives the addresses "
-               "of that many floats, and of counters that are 0, for a sum that is split.");
+               "Start `update` of what the list says; scratch(floats, counters) gives addresses of "
+               "so many floats and counters that are 0, and what to hold until then.");
     module.def("plain_step", run_plain_step,
-               "Start a step of plain tensors as contract.LayerUpdate has them; False: it is none.");
+               "Start a step of plain tensors as contract.LayerUpdate has them, with a user's B or "
+               "None; False: it is not plain. Scratch as for `update`.");
     module.def("project_tile", [](int compute, bool large) {
         return as_tuple(project_tile(static_cast<Compute>(compute), large));
     });

@@ -105,4 +105,12 @@ inline bool whole_rows(const Applied& a, const UpdateLayer& layer, const UpdateT
            fits(a.state[1], table.state) && fits(a.copy, table.copy);
 }
 
+// Whether the states are there that the rule reads; a momentum of 0 needs none.
+inline bool has_states(const Applied& a, const UpdateTable& table) {
+    if (a.parameter == nullptr || table.rule == Rule::store) return true;
+    const float* const hyper = table.hyper[a.row];
+    if (table.rule == Rule::sgd) return a.state[0] != nullptr || (hyper[1] == 0 && hyper[6] == 0);
+    return a.state[0] != nullptr && a.state[1] != nullptr;
+}
+
 }  // namespace dfa

@@ -90,14 +90,22 @@ Error project(const ProjectTable& table, Compute compute, bool large, Stream str
 template <Compute compute, bool large>
 static constexpr Tile tile_of() {
     using Shape = ProjectShape<compute, large>;
-    return {Shape::kN, Shape::kD, Shape::kK, Shape::kThreads, Shape::kStages};
+    return {Shape::kN,       Shape::kD,      Shape::kK,
+            Shape::kThreads, Shape::kStages, project_shared<compute, large>()};
+}
+
+template <Compute compute>
+static constexpr Tile tile_of(bool large) {
+    return large ? tile_of<compute, true>() : tile_of<compute, false>();
 }
 
 Tile project_tile(Compute compute, bool large) {
-    if (compute == Compute::bf16 || compute == Compute::f16) {
-        return large ? tile_of<Compute::bf16, true>() : tile_of<Compute::bf16, false>();
+    switch (compute) {
+        case Compute::bf16: return tile_of<Compute::bf16>(large);
+        case Compute::f16: return tile_of<Compute::f16>(large);
+        case Compute::tf32: return tile_of<Compute::tf32>(large);
+        default: return tile_of<Compute::f32>(large);
     }
-    return large ? tile_of<Compute::f32, true>() : tile_of<Compute::f32, false>();
 }
 
 }  // namespace dfa

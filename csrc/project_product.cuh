@@ -172,7 +172,7 @@ struct Product {
 template <class Shape>
 __device__ __forceinline__ void make_feedback(float* tile, const Feedback& feedback, int k0) {
     const int row = threadIdx.x / 4, k = k0 + row;
-#pragma unroll
+#pragma unroll 2  // all four at once take registers that spill on sm_100 and sm_120
     for (int i = 0; i < Shape::kD / 32; ++i) {
         const int column = 32 * i + threadIdx.x % 4 * 8, d = feedback.column + column;
         float entry[8];

@@ -1,7 +1,8 @@
 // What a launch is told of its layers: plain data, handed over by value in the kernel's parameters.
 //
-// A table is filled by `binding.cpp` from what Python lists, and read by `project.cu` and
-// `update.cu`. Matrices are rows of adjacent elements; strides count elements.
+// A table is filled by `binding.cpp` from what Python lists, or by `plain.h` and `stored.h` from
+// tensors, and read by `project.cu` and `update.cu`. Matrices are rows of adjacent elements;
+// strides count elements.
 #pragma once
 
 #include <cstdint>
@@ -119,6 +120,7 @@ struct UpdateTable {
 struct Tile {
     int32_t n, d, k;  // rows N; features D; E in `project`, K in `update`
     int32_t threads, stages;
+    int32_t shared;  // bytes of a program
 };
 
 static_assert(sizeof(ProjectTable) <= 32764 && sizeof(UpdateTable) <= 32764,

@@ -62,6 +62,14 @@ class Tensors {
                t.strides[ndim - 1] == 1 && out.stride >= out.columns && out.stride < kStrides;
     }
 
+    // Whether it has no elements: a state that the rule does without.
+    bool empty(PyObject* object) const {
+        DLTensor t;
+        if (read_ == nullptr) return false;
+        if (read_(object, &t) != 0) return PyErr_Clear(), false;
+        return t.ndim == 1 && t.shape[0] == 0;
+    }
+
    private:
     enum : int32_t { kCPU = 1, kCUDA = 2 };
     enum : uint8_t { kFloat = 2, kBfloat = 4 };

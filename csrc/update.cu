@@ -263,7 +263,7 @@ auto with_shape(Compute compute, bool large, bool fly, Use use) {
 Tile update_tile(Compute compute, bool large, bool fly) {
     return with_shape(compute, large, fly, [](auto shape) {
         using S = decltype(shape);
-        return Tile{S::kN, S::kSide, S::kSide, S::kThreads, S::kStages};
+        return Tile{S::kN, S::kSide, S::kSide, S::kThreads, S::kStages, Program<S>::kBytes};
     });
 }
 

@@ -1,23 +1,25 @@
-"""What `bench.launch` times: the whole host side of a launch, with a driver that starts nothing."""
+"""What `bench.launch` times: the whole host side of a launch, where nothing is started."""
+
+import os
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 
-from bench import launch
+from bench import launch, launch_triton
 from dfa_kernels.backends.triton import table
 from dfa_kernels.feedback import Feedback
 
 CPU = torch.device("cpu")
 WRITTEN = table._written  # `without_device` replaces it
-WITHOUT_DEVICE = launch.without_device
+WITHOUT_DEVICE = launch_triton.without_device
 
 
 def test_a_table_is_written_by_one_kernel_whatever_its_words():
     """A compilation takes a third of a second, and may not happen while a graph is captured."""
     words = [1, 16, 0, 7, 2**40, -1, 48, 1] * 4
-    with launch.without_device(with_triton=True):
+    with launch_triton.without_device(with_triton=True):
         WRITTEN(words, CPU)
         WRITTEN([w + 1 for w in words], CPU)
     (compiled,) = table._write.device_caches.values()
@@ -27,10 +29,12 @@ def test_a_table_is_written_by_one_kernel_whatever_its_words():
 def test_a_call_reaches_the_driver(monkeypatch):
     """On the fly: one launch. Nothing runs, so nothing may change."""
     started = []
-    monkeypatch.setattr(launch._Driver, "launcher_cls", lambda *_: lambda *a: started.append(a))
+    monkeypatch.setattr(
+        launch_triton._Driver, "launcher_cls", lambda *_: lambda *a: started.append(a)
+    )
     case = launch.Case.on(CPU, tiny=True)
     before = [u.weight.parameter.clone() for u in case.updates]
-    with launch.without_device(with_triton=True) as kernels:
+    with launch_triton.without_device(with_triton=True) as kernels:
         for _ in range(3):
             kernels.step_(Feedback(), "adamw", case.updates)
     assert len(started) == 3
@@ -40,10 +44,21 @@ def test_a_call_reaches_the_driver(monkeypatch):
 
 
 def test_it_is_measured_and_written(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(launch, "without_device", lambda with_triton: WITHOUT_DEVICE(False))
-    assert launch.main(["--repeats", "3", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(launch_triton, "without_device", lambda with_triton: WITHOUT_DEVICE(False))
+    assert launch.main(["triton", "--repeats", "3", "--out", str(tmp_path)]) == 0
     page = (tmp_path / "launch.md").read_text()
     assert page in capsys.readouterr().out
     rows = [line for line in page.splitlines() if line.startswith(("| step_", "| gradients"))]
     assert len(rows) == 4
     assert [row.split("|")[3].strip() for row in rows] == ["1", "1", "2", "2"]
+
+
+def test_turns_give_every_run_its_repeats(monkeypatch):
+    monkeypatch.setenv("HOW", "before")
+    seen = []
+    runs = [launch.Run("", d, {"HOW": d}, lambda: seen.append(os.environ["HOW"])) for d in "ab"]
+    first, second = launch.timed(runs, 30)
+    assert seen.count("a") == seen.count("b") == 10 * (20 + 3)
+    assert "".join(seen[:: 20 + 3]) == "ab" * 10
+    assert os.environ["HOW"] == "before"
+    assert min(first.median, second.median) > 0

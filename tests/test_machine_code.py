@@ -2,13 +2,15 @@
 
 import itertools
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="there are Triton wheels for Linux alone")
 
-from bench import machine_code
+from bench import machine_built, machine_code
+from bench.machine_built import Built, Tile
 from bench.machine_cases import (
     DEVICES,
     PROJECT_AXES,
@@ -21,10 +23,11 @@ from bench.machine_cases import (
     cover,
     usual,
 )
-from bench.machine_gate import violations
-from bench.machine_listing import INSTRUCTIONS, SPILL, Code, compiled, counted, product_loops
+from bench.machine_gate import built_violations, violations
+from bench.machine_listing import INSTRUCTIONS, SPILL, Code, compiled, counted, loops, product_loops
 from bench.machine_listing import programs as held
 from bench.machine_report import newest_first
+from dfa_kernels.backends.cuda import extension
 
 RESULTS = Path(machine_code.__file__).parent / "results"
 
@@ -69,6 +72,15 @@ def test_the_innermost_loops_that_multiply_are_found():
     assert product_loops(scalar.replace("R1 ;\n", "R1 ;\n", 1).replace(fma, fma[:-200])) == []
 
 
+def test_every_loop_is_found():
+    inner = {"wgmma": 1, "bulk": 1}
+    around = inner | {
+        "asynchronous 128": 1, "asynchronous": 2, "load 128": 1, "load": 2,
+        "store 128": 1, "store": 1,
+    }  # fmt: skip
+    assert list(loops(LISTING).values()) == [inner, around, {"store": 1}]
+
+
 def _code(**given):
     plain = Code(128, 0, 0, 0, 8, {}, [])
     return plain._replace(**given)
@@ -77,6 +89,9 @@ def _code(**given):
 @pytest.mark.parametrize(
     ("arch", "code", "wanted"),
     [
+        ("86", _code(registers=128, warps=4, shared=32 << 10), 3),  # of 100 KB
+        ("86", _code(registers=16, warps=1), 16),
+        ("89", _code(registers=16, warps=1), 24),
         ("90", _code(), 2),
         ("90", _code(registers=121), 2),
         ("90", _code(registers=129), 1),
@@ -161,6 +176,79 @@ def test_the_machine_code_of_the_main_case():
     assert tight.spills > 0
 
 
+# csrc/ ------------------------------------------------------------------------------------------
+
+# As csrc/ has them, in part: what the gate asks of each.
+TILES = {
+    Built("project", "bf16", "large"): Tile(128, 128, 32, 128, 4, 40960),
+    Built("project", "tf32", "small"): Tile(32, 128, 32, 128, 3, 17408),
+    Built("project", "fp32", "large"): Tile(128, 128, 32, 128, 3, 72192),
+    Built("update", "fp16", "large"): Tile(32, 128, 128, 128, 3, 49152),
+    Built("update", "tf32", "on the fly"): Tile(16, 64, 64, 128, 4, 44288),
+    Built("update", "fp32", "small"): Tile(16, 64, 64, 256, 4, 32768),
+}
+LEAST = {  # products and copies of a loop, loads and stores
+    Built("project", "bf16", "large"): ("mma", 32, 4, 3, 3),
+    Built("project", "tf32", "small"): ("mma", 16, 2, 3, 3),
+    Built("project", "fp32", "large"): ("fma", 512, 8, 3, 3),
+    Built("update", "fp16", "large"): ("mma", 64, 8, 6, 10),
+    Built("update", "tf32", "on the fly"): ("mma", 16, 4, 6, 10),
+    Built("update", "fp32", "small"): ("fma", 16, 2, 3, 5),
+}
+
+
+def _whole(product, products, copies, loads, stores):
+    """Code that just passes."""
+    loop = {product: products, "asynchronous 128": copies, "asynchronous": copies}
+    counts = loop | {"load 128": loads, "store 128": stores}
+    return _code(counts=counts, loops=[{"load": 1}, loop])
+
+
+@pytest.mark.parametrize("built", TILES, ids=str)
+def test_what_the_gate_asks_of_csrc(built):
+    def broken(code):
+        return built_violations(*built, TILES[built], code)
+
+    product, products, copies, loads, stores = LEAST[built]
+    assert broken(_whole(*LEAST[built])) == []
+    said = f"no loop has the {products} {product} and {copies} asynchronous 128 that its tiles take"
+    assert broken(_whole(product, products - 1, copies, loads, stores)) == [said]
+    assert broken(_whole(product, products, copies - 1, loads, stores)) == [said]
+    said = [f"{n - 1} {k}s of 128 bits, where the tiles' take {n}"
+            for k, n in (("load", loads), ("store", stores))]  # fmt: skip
+    assert broken(_whole(product, products, copies, loads - 1, stores - 1)) == said
+    apart = _whole(*LEAST[built])
+    loop = apart.loops[1]
+    alone = [{product: products}, {k: n for k, n in loop.items() if k != product}]
+    assert broken(apart._replace(loops=alone)) != []
+    assert broken(_whole(*LEAST[built])._replace(stack=8, spills=2)) == [
+        "registers are spilled: 8 bytes of stack, 2 instructions"
+    ]
+    narrow = apart._replace(counts=apart.counts | {"asynchronous": copies + 1})
+    assert broken(narrow) == ["copies of fewer than 128 bits"]
+
+
+def test_delta_on_the_fly_is_a_product_on_tensor_cores_in_fp32_too():
+    code, tile = _whole("fma", 16, 2, 3, 5), TILES[Built("update", "fp32", "small")]
+    assert built_violations("update", "fp32", "on the fly", tile, code) == [
+        "no product on tensor cores"
+    ]
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+def test_the_machine_code_of_what_is_built():
+    """Every kernel, for every architecture of this build."""
+    rows = list(machine_built.rows())
+    architectures = [str(a) for a in extension.record().architectures]
+    known = [(b.kernel, str(b), a) for b in machine_built.kernels() for a in architectures]
+    assert [(r["kernel"], r["case"], r["arch"]) for r in rows] == known
+    assert len(known) == 20 * len(architectures)
+    assert {
+        (r["kernel"], r["case"], r["arch"]): r["violations"] for r in rows if r["violations"]
+    } == {}
+    assert all(r["code"]["warps"] * 32 in (128, 256) and r["programs"] for r in rows)
+
+
 # Cases ------------------------------------------------------------------------------------------
 
 
@@ -222,28 +310,70 @@ def test_the_exit_status_and_the_files(said, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         machine_code, "measured", lambda wanted, jobs: [_row(c, a, said) for c, a in wanted]
     )
-    assert machine_code.main(["--usual", "--arch", "90", "--out", str(tmp_path)]) == bool(said)
+    chosen = ["--kernels", "triton", "--usual", "--arch", "90", "--out", str(tmp_path)]
+    assert machine_code.main(chosen) == bool(said)
     (run,) = json.loads((tmp_path / "machine_code.json").read_text()).values()
     assert len(run["rows"]) == len(usual())
     assert ("registers are spilled" in (tmp_path / "machine_code.md").read_text()) == bool(said)
 
 
+def test_rows_join_those_that_are_there(tmp_path, monkeypatch):
+    """A case's architectures side by side; one that was there is replaced."""
+    said = []
+    monkeypatch.setattr(
+        machine_code, "measured", lambda wanted, jobs: [_row(c, a, said) for c, a in wanted]
+    )
+    chosen = ["--kernels", "triton", "--usual", "--out", str(tmp_path), "--arch"]
+    assert machine_code.main([*chosen, "90"]) == 0
+    assert machine_code.main([*chosen, "80"]) == 0
+    said.append("registers are spilled")
+    assert machine_code.main([*chosen, "90"]) == 1
+    ((_, run),) = json.loads((tmp_path / "machine_code.json").read_text()).items()
+    cells = [(r["case"], r["arch"], len(r["violations"])) for r in run["rows"]]
+    assert cells == [(str(c), a, n) for c in usual() for a, n in (("90", 1), ("80", 0))]
+
+
 def test_nothing_to_compile_is_no_success(capsys):
-    assert machine_code.main(["--case", "no such case"]) == 2
-    assert "nothing was compiled" in capsys.readouterr().out
+    assert machine_code.main(["--kernels", "triton", "--case", "no such case"]) == 2
+    assert "nothing was looked at: no case has 'no such case' in it" in capsys.readouterr().out
+
+
+def test_without_the_extension_the_others_are_looked_at(monkeypatch, capsys):
+    monkeypatch.setattr(extension, "missing", lambda: "there is no nvcc")
+    monkeypatch.setattr(
+        machine_code, "measured", lambda wanted, jobs: [_row(c, a, []) for c, a in wanted]
+    )
+    assert machine_code.main(["--usual", "--arch", "90"]) == 0
+    said = capsys.readouterr()
+    assert "the CUDA backend is left out: there is no nvcc" in said.err
+    assert "nvcc" not in said.out
+    assert machine_code.main(["--kernels", "cuda"]) == 2
 
 
 def test_the_committed_table_is_of_today_s_cases():
     """The newest Triton's: at least the usual cases, on every architecture. None spills, and what
     does not pass is known: Triton copies one operand of a stored 16-bit update late on sm_80."""
     kept = json.loads((RESULTS / "machine_code.json").read_text())
-    rows = kept[newest_first(kept)[0]]["rows"]
+    rows = kept[newest_first(kept, "Triton")[0]]["rows"]
     known = {(c.kernel, str(c), a) for c in cases() for a in machine_code.ARCHITECTURES}
     wanted = {(c.kernel, str(c), a) for c in usual() for a in machine_code.ARCHITECTURES}
     assert wanted <= {(r["kernel"], r["case"], r["arch"]) for r in rows} <= known
-    broken = [r for run in kept.values() for r in run["rows"] if r["violations"]]
+    triton = [kept[version] for version in newest_first(kept, "Triton")]
+    broken = [r for run in triton for r in run["rows"] if r["violations"]]
     assert all(r["arch"] == "80" and "bf16" in r["case"] and "stored" in r["case"] for r in broken)
     assert all("copies of 128 bits" in v for r in broken for v in r["violations"])
     assert all(not r["code"]["stack"] and not r["code"]["spills"] for r in rows)
     table = (RESULTS / "machine_code.md").read_text()
     assert all(version in table for version in kept)
+
+
+def test_the_committed_table_is_of_today_s_csrc():
+    """Every kernel, for every architecture that an installation is built for; all pass."""
+    setup = runpy.run_path(str(RESULTS.parents[1] / "setup.py"))
+    kept = json.loads((RESULTS / "machine_code.json").read_text())
+    rows = kept[newest_first(kept, "nvcc")[0]]["rows"]
+    known = {(b.kernel, str(b)) for b in machine_built.kernels()}
+    assert {(r["kernel"], r["case"], r["arch"]) for r in rows} == {
+        (*k, str(a)) for k in known for a in setup["ARCHITECTURES"]
+    }
+    assert [r for r in rows if r["violations"]] == []

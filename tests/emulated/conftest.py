@@ -12,7 +12,7 @@ import torch
 from tests.emulator.build import COMPILER
 
 if shutil.which(COMPILER):
-    from dfa_kernels.backends.cuda import rules
+    from dfa_kernels.backends.cuda import launch, rules
     from tests import emulator
 else:  # what needs no compiler has no tests here
     collect_ignore_glob = ["test_*.py"]
@@ -34,8 +34,10 @@ def on_cuda():
 
 
 @pytest.fixture
-def unwritten_is_nan():
-    """Memory that nobody wrote to is NaN: torch.empty fills it in deterministic mode."""
+def unwritten_is_nan(monkeypatch):
+    """Memory that nobody wrote to is NaN: torch.empty fills it in deterministic mode, and no
+    scratch of an earlier launch is used again."""
+    monkeypatch.setattr(launch, "KEPT", 0)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -96,6 +96,7 @@ def test_project_refuses(nothing, projection, place, value, message):
         ("stride", 7, "a weight has rows of 8 elements, 7 apart"),
         ("weight", 0, "a parameter is a null pointer"),
         ("state", 2, "a state lies at an address"),
+        ("state", 0, "a state that the rule reads is a null pointer"),
         ("row", 1, "the row of hyperparameters must be in"),
         ("segments", 129, r"the segments of a launch must be in \[0, 128\]"),
         ("x", 0, "x is a null pointer"),

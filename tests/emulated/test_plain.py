@@ -1,10 +1,14 @@
 """What csrc/plain.h plans is what dfa_kernels/backends/grouped would have launched, bit for bit."""
 
+import threading
+
 import pytest
 import torch
 
 from dfa_kernels.backends.contract import HEAD, RULES, Layer, LayerUpdate, Segment, Update
+from dfa_kernels.backends.cuda import launch
 from dfa_kernels.backends.cuda.kernels import Kernels
+from dfa_kernels.backends.cuda.rules import ON_THE_FLY, STORED
 from dfa_kernels.feedback import Feedback
 from tests import emulator
 
@@ -30,14 +34,15 @@ class Seen:
 
 def layers(error, dtype):
     """A layer with two rows for each of the error's, one without, and a head."""
-    n = error.shape[0]
-    sizes = (("tanh", 7, 24, 0, 2), ("gelu", 24, 16, 3, 1), ("identity", 16, 10, HEAD, 1))
+    n, width = error.shape
+    sizes = (("tanh", 7, 24, 0, 2), ("gelu", 24, 16, 3, 1), ("identity", 16, width, HEAD, 1))
     for name, k, d, stream, repeat in sizes:
         x, saved = torch.randn(n * repeat, k).to(dtype), torch.rand(n * repeat, d).to(dtype)
         yield Layer(x, saved, name, stream, repeat)
 
 
-def updates(rule, dtype=torch.float32, width=10, change=lambda t: t):
+def updates(rule, dtype=torch.float32, width=10, change=lambda t: t, copied=None):
+    """``copied``: the dtype of low-precision copies."""
     torch.manual_seed(1)
     made = []
     error = torch.randn(21, width).to(dtype)
@@ -45,32 +50,107 @@ def updates(rule, dtype=torch.float32, width=10, change=lambda t: t):
         pair = []
         for shape in ((layer.saved.shape[1], layer.inputs.shape[1]), layer.saved.shape[1:]):
             states = tuple(change(torch.rand(shape)) for _ in RULES[rule].states)
-            pair.append(Update(change(torch.randn(shape)), states, HYPER[rule]))
+            copy = None if copied is None else torch.zeros(shape, dtype=copied)
+            pair.append(Update(change(torch.randn(shape)), states, HYPER[rule], copy))
         segments = [Segment(error, 0.25, layer)] * (1 + i % 2)
         made.append(LayerUpdate(pair[0], pair[1] if i != 1 else None, segments))
     return made
 
 
-def stepped(kernels, rule, given):
-    kernels.step_(Feedback("uniform", seed=2**62 + 5), rule, given)
+def tensors(given):
+    """What a step changes."""
     pairs = [u for update in given for u in update[:2] if u is not None]
-    return [t for u in pairs for t in (u.parameter, *u.states)]
+    every = [t for u in pairs for t in (u.parameter, *u.states, u.copy)]
+    return [t for t in every if t is not None and t.numel()]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rule", RULES)
-def test_steps(rule, dtype):
+SEEDED = Feedback("uniform", seed=2**62 + 5)
+
+
+def check_step(rule, given, feedback=SEEDED):
+    """``given`` makes the same updates each time."""
+    plain, grouped, before = given(), given(), given()
     seen = Seen(emulator.core())
-    plain = stepped(Kernels(seen), rule, updates(rule, dtype))
+    Kernels(seen).step_(feedback, rule, plain)
     assert seen.asked == [True]
-    grouped = stepped(Kernels(Seen(emulator.core(), False)), rule, updates(rule, dtype))
-    before = [t for u in updates(rule, dtype) for p in u[:2] if p for t in (p.parameter, *p.states)]
-    for a, b, c in zip(plain, grouped, before, strict=True):
+    Kernels(Seen(emulator.core(), False)).step_(feedback, rule, grouped)
+    for a, b, c in zip(*map(tensors, (plain, grouped, before)), strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
 
 
-def test_gradients():
+@pytest.mark.parametrize("how", [ON_THE_FLY, STORED])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", RULES)
+def test_steps(rule, dtype, how, delta):
+    delta(how)
+    check_step(rule, lambda: updates(rule, dtype))
+
+
+@pytest.mark.parametrize("width", [1, 16, 33])
+def test_errors_of_other_widths(width, delta):
+    """16: rows of whole vectors, so that the head's δ is the error itself. 33: too wide to fly."""
+    delta(ON_THE_FLY if width == 33 else STORED)
+    check_step("sgd", lambda: updates("sgd", width=width))
+
+
+@pytest.mark.parametrize("how", [ON_THE_FLY, STORED])
+@pytest.mark.parametrize("copied", [torch.float16, torch.bfloat16])
+def test_low_precision_copies(copied, how, delta):
+    delta(how)
+    check_step("adamw", lambda: updates("adamw", torch.bfloat16, copied=copied))
+
+
+def test_no_momentum_has_no_state():
+    def given():
+        made = updates("sgd")
+        changed = {"states": (torch.empty(0),), "hyper": (0.1, *[0.0] * 6)}
+        none = [[u and u._replace(**changed) for u in m[:2]] for m in made]
+        return [m._replace(weight=w, bias=b) for m, (w, b) in zip(made, none, strict=True)]
+
+    check_step("sgd", given)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_state_that_the_rule_reads_is_there(rule, nothing):
+    first, *others = updates(rule)
+    states = (torch.empty(0), *first.weight.states[1:])
+    given = [first._replace(weight=first.weight._replace(states=states)), *others]
+    assert not Kernels(Seen(nothing))._run_plainly(Feedback(), rule, given)
+
+
+def test_rows_of_a_compiled_step_are_lists():
+    """Each parameter has its own."""
+
+    def given():
+        made = updates("adamw")
+        rows = [[u and u._replace(hyper=list(u.hyper)) for u in m[:2]] for m in made]
+        return [m._replace(weight=w, bias=b) for m, (w, b) in zip(made, rows, strict=True)]
+
+    check_step("adamw", given)
+
+
+def test_rows_that_differ(delta):
+    delta(STORED)
+
+    def given():
+        made = updates("sgd")
+        rows = [(0.1 + i, *m.weight.hyper[1:]) for i, m in enumerate(made)]
+        return [
+            m._replace(weight=m.weight._replace(hyper=r)) for m, r in zip(made, rows, strict=True)
+        ]
+
+    check_step("sgd", given)
+
+
+def test_a_matrix_of_the_user():
+    matrix = torch.randn(10, 25, generator=torch.Generator().manual_seed(2))
+    check_step("sgd", lambda: updates("sgd"), Feedback.from_matrix(matrix))
+
+
+@pytest.mark.parametrize("how", [ON_THE_FLY, STORED])
+def test_gradients(how, delta):
+    delta(how)
     error = torch.randn(21, 10)
     given = list(layers(error, torch.float32))
     seen = Seen(emulator.core())
@@ -83,21 +163,91 @@ def test_gradients():
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
+def test_a_sum_that_is_split(delta, multiprocessors):
+    """δ and the parts of the sum lie in one scratch."""
+    delta(STORED)
+    multiprocessors(64)
+    error = torch.randn(400, 10)
+    given = [Layer(torch.randn(400, 24), torch.rand(400, 16), "tanh", 0, 1)]
+    seen = Seen(emulator.core())
+    arguments = error, SEEDED, 0.25, given, torch.float32
+    ((weight, bias),) = Kernels(seen).gradients(*arguments)
+    assert seen.asked == [True]
+    ((same, bias_too),) = Kernels(Seen(emulator.core(), False)).gradients(*arguments)
+    assert torch.equal(weight, same) and torch.equal(bias, bias_too)
+
+
+# Scratch ----------------------------------------------------------------------------------------
+
+
+def test_a_small_scratch_is_kept_and_a_large_one_is_not():
+    scratch = launch.Scratch(torch.device("cpu"))
+    first, counters, held = scratch(1000, 3)
+    assert held is None
+    assert scratch(10, 300)[0] == first
+    assert scratch(10, 1)[1] != counters  # there are more of them now
+    assert scratch(2000, 0)[0] == scratch(1000, 0)[0]
+    address, counters, held = scratch(launch.KEPT + 1, 1)
+    assert held.data_ptr() == address
+    assert counters == scratch(1, 1)[1]
+
+
+def test_threads_share_no_scratch(nothing):
+    launcher, found = launch.Launcher(nothing), []
+
+    def run():
+        found.append(launcher.scratch(torch.device("cpu"), 0))
+
+    for start in (run, threading.Thread(target=run).start):
+        start()
+    while len(found) < 2:
+        pass
+    assert found[0] is not found[1]
+    assert launcher.scratch(torch.device("cpu"), 0) is found[0]
+
+
+# What is left to Python -------------------------------------------------------------------------
+
+
 def transposed(t):
     return t.T.contiguous().T if t.dim() == 2 else t
 
 
+def with_errors(dtype):
+    """Errors of another dtype than the activations."""
+    made = updates("sgd")
+    terms = [[s._replace(error=s.error.to(dtype)) for s in u.segments] for u in made]
+    return [u._replace(segments=t) for u, t in zip(made, terms, strict=True)]
+
+
 @pytest.mark.parametrize(
-    "options", [{"change": transposed}, {"width": 33}], ids=["transposed", "a wide error"]
+    ("given", "feedback"),
+    [
+        (lambda: updates("sgd", change=transposed), Feedback()),
+        (lambda: with_errors(torch.float16), Feedback()),
+        (lambda: updates("sgd"), Feedback.from_matrix(torch.randn(10, 25, dtype=torch.float64))),
+        (lambda: updates("sgd"), Feedback.from_matrix(torch.randn(25, 10).T)),
+    ],
+    ids=["transposed", "an error of another dtype", "a matrix of another", "a matrix transposed"],
 )
-def test_what_is_not_plain_is_left_to_python(nothing, options):
-    given = updates("sgd", **options)
-    seen = Seen(nothing)
-    before = [t.clone() for u in given for t in (u.weight.parameter, *u.weight.states)]
-    Kernels(seen).step_(Feedback(), "sgd", given)
+def test_what_is_not_plain_is_left_to_python(nothing, given, feedback):
+    given, seen = given(), Seen(nothing)
+    before = [t.clone() for t in tensors(given)]
+    Kernels(seen).step_(feedback, "sgd", given)
     assert seen.asked == [False]
-    after = [t for u in given for t in (u.weight.parameter, *u.weight.states)]
-    assert all(map(torch.equal, before, after))
+    assert all(map(torch.equal, before, tensors(given)))
+
+
+@pytest.mark.parametrize(
+    ("scales", "count", "plain"), [(32, 1, True), (33, 1, False), (2, 32, True), (2, 33, False)]
+)
+def test_projections_beyond_a_table_are_left_to_python(nothing, delta, scales, count, plain):
+    """Of different scales, each ``count`` times."""
+    delta(STORED)
+    first, *_ = updates("sgd")
+    segments = [first.segments[0]._replace(scale=float(i)) for i in range(scales)] * count
+    given = [first._replace(segments=segments)]
+    assert Kernels(Seen(nothing))._run_plainly(Feedback(), "sgd", given) is plain
 
 
 def replaced(given, **changed):

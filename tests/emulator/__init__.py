@@ -20,9 +20,10 @@ KERNELS = CSRC / "project.cu", CSRC / "update.cu"
 
 
 @functools.cache
-def core(sources=KERNELS):
+def core(sources=KERNELS, flags=()):
     """The module `_core`, whose launches are those of `sources`: kernels that run on the CPU."""
     flags = (
+        *flags,
         f"-I{pybind11.get_include()}",
         f"-I{sysconfig.get_path('include')}",
         f'-DDFA_VERSION="{__version__}"',

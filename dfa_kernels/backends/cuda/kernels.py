@@ -1,8 +1,7 @@
 """The grouped backend with the kernels of csrc/.
 
-What is made of plain tensors and has its δ made on the fly, as a small network's step, is planned
-by csrc/plain.h in microseconds; whatever else there is, and all that must be refused, by
-dfa_kernels/backends/grouped.
+What is made of plain tensors of one dtype, as most steps are, is planned by csrc/plain.h in
+microseconds; whatever else there is, and all that must be refused, by dfa_kernels/backends/grouped.
 """
 
 from __future__ import annotations
@@ -45,10 +44,8 @@ class Kernels(backend.Kernels):
         layers: Sequence[Layer],
         dtype: torch.dtype,
     ) -> list[tuple[Tensor, Tensor]]:
-        if error.shape[1] > rules.FLY_ERROR:
-            return super().gradients(error, feedback, scale, layers, dtype)
-        made = []
-        updates = []
+        made: list[tuple[Tensor, Tensor]] = []
+        updates: list[LayerUpdate] = []
         for layer in layers:
             height, width = layer.saved.shape[1], layer.inputs.shape[1]
             weight = error.new_empty((height, width), dtype=dtype)
@@ -59,6 +56,7 @@ class Kernels(backend.Kernels):
             updates.append(LayerUpdate(*stored, [segment]))
         if self._run_plainly(feedback, "store", updates):
             return made
+        del made, updates  # what was for nothing shall not lie beside what is made now
         return super().gradients(error, feedback, scale, layers, dtype)
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
@@ -66,15 +64,18 @@ class Kernels(backend.Kernels):
             super().step_(feedback, rule, updates)
 
     def _run_plainly(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> bool:
-        if not updates or self._exchange is None or feedback.values is not None:
+        if not updates or self._exchange is None:
             return False
-        device = updates[0].weight.parameter.device
+        weight, _, segments = updates[0]
+        device = weight.parameter.device
+        full = bool(segments) and segments[0].layer.inputs.dtype is torch.float32
         ordinal, multiprocessors = rules.device_of(device)
         stream = stream_of(device, ordinal)
         numbers = [
             ordinal, stream, multiprocessors, device.type == "cpu",
             rules.DISTRIBUTIONS[feedback.distribution], feedback.seed, rules.RULES[rule],
-            torch.backends.cuda.matmul.allow_tf32, rules.widest_input(),
+            full and torch.backends.cuda.matmul.allow_tf32, rules.widest_input(),
         ]  # fmt: skip
         scratch = self._launcher.scratch(device, stream)
-        return self._plain(numbers, self._exchange, updates, CODES, _COLUMNS[rule], scratch)
+        given = numbers, self._exchange, feedback.values, updates
+        return self._plain(*given, CODES, _COLUMNS[rule], scratch)

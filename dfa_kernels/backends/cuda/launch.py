@@ -1,12 +1,16 @@
-"""Starting the kernels: the stream, and the scratch of sums over N that are split."""
+"""Starting the kernels: the stream, and scratch for δ and for sums over N that are split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+
+#: Floats that are kept from one step to the next: to allocate them costs a small step a fifth of
+#: its time on the host.
+KEPT = 1 << 20
 
 
 class Launch(NamedTuple):
@@ -20,13 +24,13 @@ class Launch(NamedTuple):
     kept: Any
 
 
-class Launcher:
-    """Runs launches in their order, on the current stream of a device."""
+class Launcher(threading.local):
+    """Runs launches in their order, on the current stream of a device. Each thread has its own
+    scratch: another's launches may come between two of a step."""
 
     def __init__(self, core: Any) -> None:
         self._project, self._update = core.project, core.update
-        # Of every device and stream: zeros, which each launch leaves as it found them.
-        self._arrived: dict[tuple[torch.device, int], Tensor] = {}
+        self._scratch: dict[tuple[torch.device, int], Scratch] = {}
 
     def run(self, launches: Sequence[Launch], device: torch.device) -> None:
         """Start them.
@@ -43,27 +47,46 @@ class Launcher:
             else:
                 self._update(numbers, self.scratch(device, stream))
 
-    def scratch(self, device: torch.device, stream: int) -> Callable[[int, int], tuple[int, int]]:
-        """What gives a launch of `update` its scratch, and holds it until that is in the stream,
-        which orders whatever uses the memory next."""
-        held: list[Tensor] = []
+    def scratch(self, device: torch.device, stream: int) -> Scratch:
+        """What gives launches on a stream their scratch."""
+        found = self._scratch.get((device, stream))
+        if found is None:
+            found = self._scratch[device, stream] = Scratch(device)
+        return found
 
-        def give(floats: int, tiles: int) -> tuple[int, int]:
-            partial = torch.empty(floats, device=device)
-            arrived = self._counters(tiles, device, stream)
-            held.extend((partial, arrived))
-            return partial.data_ptr(), arrived.data_ptr()
 
-        return give
+class Scratch:
+    """Memory of launches on one stream, whose order lets each use what the last one did."""
 
-    def _counters(self, tiles: int, device: torch.device, stream: int) -> Tensor:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return torch.zeros(tiles, dtype=torch.int32, device=device)  # the graph's own
-        kept = self._arrived.get((device, stream))
-        if kept is None or len(kept) < tiles:
-            kept = torch.zeros(max(tiles, 256), dtype=torch.int32, device=device)
-            self._arrived[device, stream] = kept
-        return kept
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._on_gpu = device, device.type == "cuda"
+        self._floats = torch.empty(0, device=device, dtype=torch.float32)
+        self.counters = torch.empty(0, device=device, dtype=torch.int32)
+        self._sizes = self._addresses = (0, 0)
+
+    def __call__(self, floats: int, counters: int) -> tuple[int, int, Any]:
+        """Addresses of so many floats, and counters that are 0 before a launch and after it; and
+        what is to be held until the launches are in the stream."""
+        capturing = self._on_gpu and torch.cuda.is_current_stream_capturing()
+        if floats > KEPT or capturing:  # a graph has its own
+            made = torch.empty(floats, device=self._device, dtype=torch.float32)
+            if not capturing:
+                self._grow(0, counters)
+                return made.data_ptr(), self._addresses[1], made
+            zeros = torch.zeros(counters, device=self._device, dtype=torch.int32)
+            return made.data_ptr(), zeros.data_ptr(), (made, zeros)
+        if floats > self._sizes[0] or counters > self._sizes[1]:
+            self._grow(floats, counters)
+        return *self._addresses, None
+
+    def _grow(self, floats: int, counters: int) -> None:
+        if floats > len(self._floats):
+            self._floats = torch.empty(floats, device=self._device, dtype=torch.float32)
+        if counters > len(self.counters):
+            count = max(counters, 256)
+            self.counters = torch.zeros(count, device=self._device, dtype=torch.int32)
+        self._sizes = len(self._floats), len(self.counters)
+        self._addresses = self._floats.data_ptr(), self.counters.data_ptr()
 
 
 def stream_of(device: torch.device, index: int) -> int:
