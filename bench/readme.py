@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import throughput_report
+from bench.paper import rows as paper_rows
+from bench.paper import verdict
 from dfa_kernels.throughput import result
 from dfa_kernels.throughput.options import FILE
 from dfa_kernels.throughput.result import BASELINE, UNDECIDED, Result, Row
@@ -25,7 +27,8 @@ def main(root: Path = ROOT) -> int:
         steps = _throughput(result.read(results / FILE))
     else:
         steps = _step(json.loads((results / "step.json").read_text()))
-    for name, lines in (("step", steps), ("quality", _quality(quality))):
+    paper = _paper(results / "paper")
+    for name, lines in (("step", steps), ("quality", _quality(quality)), ("paper", paper)):
         section = "\n".join([f"<!-- {name}: begin -->", *lines, f"<!-- {name}: end -->"])
         pattern = rf"<!-- {name}: begin -->.*?<!-- {name}: end -->"
         text = re.sub(pattern, lambda _, s=section: s, text, flags=re.DOTALL)
@@ -108,6 +111,49 @@ def _quality(result: dict[str, Any]) -> list[str]:
         "",
         *_table(["", *methods], list(result), rows),
     ]
+
+
+#: Of every task, what stands in the README.
+PAPER = {
+    "view": ("PSNR",),
+    "recommender": ("AUC",),
+    "graph": ("accuracy", "AUC"),
+    "language": ("perplexity",),
+}
+
+
+def _paper(results: Path) -> list[str]:
+    """Every model and data set of the four tasks, by one metric."""
+    made = [
+        row
+        for task in PAPER
+        if (results / f"{task}.json").exists()
+        for row in paper_rows.read(results / f"{task}.json")
+    ]
+    names, lines = [], []
+    for (task, model, data, metric), methods in verdict.grouped(made).items():
+        if metric not in PAPER[task]:
+            continue
+        names.append(f"{model}, {data}: {metric}")
+        found = verdict.of("dfa", methods) if "dfa" in methods else None
+        share = "" if found is None or found.share is None else f"{100 * found.share:.0f} %"
+        said = "" if found is None or "shallow" not in methods else found.sentence
+        lines.append([*(_score(methods.get(m)) for m in ("bp", "dfa", "shallow")), share, said])
+    seeds = sorted({row.seeds for row in made})
+    return [
+        "Mean ± standard deviation over seeds "
+        f"({', '.join(map(str, seeds))}) on the test split; each method at the best of",
+        "the same grid, chosen on the validation split. Share: of the way from shallow to",
+        "backpropagation.",
+        "",
+        *_table(["", "bp", "dfa", "shallow", "share", "DFA beside shallow"], names, lines),
+    ]
+
+
+def _score(row: paper_rows.Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}"
 
 
 def _cell(entry: dict[str, Any]) -> str:

@@ -105,3 +105,25 @@ def test_the_table_of_quality_is_the_committed_result():
             entry = result[task][method]
             wanted = f"{entry['mean']:.1f} ± {entry['std']:.1f} (lr {entry['lr']:g})"
             assert cell == wanted, (task, method)
+
+
+def test_the_table_of_the_papers_tasks_is_the_committed_result():
+    made = [
+        row
+        for file in (ROOT / "bench/results/paper").glob("*.json")
+        for row in json.loads(file.read_text())
+        if "metric" in row
+    ]
+    found = {
+        (f"{r['model']}, {r['data']}: {r['metric']}", r["method"]): (
+            f"{r['mean']:.{r['digits']}f} ± {r['std']:.{r['digits']}f}"
+        )
+        for r in made
+    }
+    head, _, *body = rows(section("paper"))
+    assert head[1:4] == ["bp", "dfa", "shallow"]
+    named = {name for name, *_ in body}
+    assert {r["model"] for r in made} <= {name.split(",")[0] for name in named}
+    for name, *cells in body:
+        for method, cell in zip(head[1:4], cells, strict=False):
+            assert cell == found.get((name, method), ""), (name, method)
