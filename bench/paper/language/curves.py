@@ -65,7 +65,7 @@ def _perplexity(axis: Axes, names: Mapping[str, str], records: Records) -> None:
         steps = [step for step, _ in runs[0]["validation"]]
         curves = np.array([[scores[METRIC] for _, scores in run["validation"]] for run in runs])
         middle = curves.mean(axis=0)
-        label = f"{names[method]}  {np.exp(np.mean([run['test'][METRIC] for run in runs])):.4g}"
+        label = f"{names[method]}  {np.mean([run['test']['perplexity'] for run in runs]):.5g}"
         if method in share:
             label += f", {100 * share[method].mean:.0f} % of the gap"
         marker = "o" if len(steps) == 1 else None
@@ -97,5 +97,6 @@ def _alignment(axis: Axes, names: Mapping[str, str], records: Records) -> None:
         )
     axis.axvline(0, color="#888888", linewidth=0.8)
     axis.set_yticks(range(len(points)), points)
+    axis.margins(y=0.15)
     axis.invert_yaxis()
     axis.legend(ncols=len(records), **_BELOW)
