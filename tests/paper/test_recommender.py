@@ -161,6 +161,10 @@ def test_the_paper_size_is_the_papers(tmp_path):
         "--embedding", "3", "--dropout", "0.5", "--no-norm",
     )  # fmt: skip
     assert TASK.problem(options).sizes == Sizes(3, (9, 8), dropout=0.5, norm=False)
+    for model, option in (("autoint", "attention-layers"), ("dcn", "cross-layers")):
+        options = asked(tmp_path, "--model", model, "--rows", "2000", f"--{option}", "7")
+        options.min_count = 2
+        assert getattr(TASK.problem(options).sizes, option.replace("-", "_")) == 7
 
 
 REFUSED = [
@@ -179,6 +183,8 @@ REFUSED = [
     (["--data", "bank", "--root", ".", "--columns", "a"], "--columns is for --data table, not"),
     (["--data", "criteo", "--root", ".", "--rows", "9"], "--rows is for --data generated, not"),
     (["--logarithmic", "9"], "--logarithmic is for --model afn, not for deepfm"),
+    (["--attention-layers", "1"], "--attention-layers is for --model autoint, not for deepfm"),
+    (["--model", "dcn", "--cross-layers", "0"], "--cross-layers must be at least 1, got 0"),
     (["--model", "fm", "--tower", "9"], "--tower is for --model deepfm or dcn or autoint or afn"),
     (["--rows", "3", "--min-count", "1"], "split has"),
     (["--rows", "200", "--min-count", "150"], "leaves its vocabulary empty: lower --min-count"),

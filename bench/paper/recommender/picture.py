@@ -33,8 +33,11 @@ def draw_calibration(
         if not np.isfinite(probabilities).all():
             continue
         seen, said = calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
-        style = {"color": _COLOURS.get(method), "marker": _MARKS.get(method, "."), "ms": 4}
-        axes.plot(said, seen, label=method, lw=1, **style)
+        axes.plot(
+            said, seen, label=method, lw=1, ms=4, color=_COLOURS.get(method),
+            marker=_MARKS.get(method, "."),
+            ls="--" if method == "frozen" else "-",  # shallow may lie exactly below it
+        )  # fmt: skip
         top = max(top, said.max(), seen.max())
     axes.plot([0, top], [0, top], color="#cccccc", lw=1, zorder=0)
     axes.set(xlabel="predicted probability", ylabel="observed share", title=title)

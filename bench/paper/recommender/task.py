@@ -24,7 +24,10 @@ _DATA_OF = {
     "file": ("criteo", *KNOWN, "table"), "drop": (*KNOWN, "table"), "label": ("table",),
     "columns": ("table",), "delimiter": ("table",), "rows": ("generated",),
 }  # fmt: skip
-_MODELS_OF = {"tower": ("deepfm", "dcn", "autoint", "afn"), "logarithmic": ("afn",)}
+_MODELS_OF = {
+    "tower": ("deepfm", "dcn", "autoint", "afn"), "logarithmic": ("afn",),
+    "attention_layers": ("autoint",), "cross_layers": ("dcn",),
+}  # fmt: skip
 
 _CLIP = 100.0  # of Deep & Cross, whose cross layers multiply; as in the paper's code
 
@@ -76,6 +79,8 @@ class Recommender(Task):
         model.add_argument("--embedding", type=int, metavar="N", help="instead of the size's")
         model.add_argument("--tower", type=int, nargs="+", metavar="N", help="the layers' widths")
         model.add_argument("--logarithmic", type=int, metavar="N", help="neurons of AFN's layer")
+        model.add_argument("--attention-layers", type=int, metavar="N", help="of AutoInt")
+        model.add_argument("--cross-layers", type=int, metavar="N", help="of Deep & Cross")
         model.add_argument("--dropout", type=float, default=0.0, metavar="P", help="(0)")
         model.add_argument(
             "--no-norm", dest="norm", action="store_false",
@@ -115,7 +120,8 @@ def _sizes(options: argparse.Namespace) -> Sizes:
         return replace(sizes, embedding=options.embedding or sizes.embedding)
     asked: dict[str, Any] = {
         "embedding": options.embedding, "tower": options.tower and tuple(options.tower),
-        "logarithmic": options.logarithmic,
+        "logarithmic": options.logarithmic, "attention_layers": options.attention_layers,
+        "cross_layers": options.cross_layers,
         "dropout": options.dropout, "norm": options.norm,
     }  # fmt: skip
     return replace(sizes, **{k: v for k, v in asked.items() if v is not None})
@@ -126,10 +132,12 @@ def _check(options: argparse.Namespace, sizes: Sizes) -> None:
         value = getattr(options, given)
         for option, of in belongs.items():
             if getattr(options, option) and value not in of:
+                option = option.replace("_", "-")
                 raise InputError(f"--{option} is for --{given} {' or '.join(of)}, not for {value}")
     least = {
         "--min-count": options.min_count, "--rows": options.rows, "--batch": options.batch,
         "--embedding": options.embedding, "--logarithmic": options.logarithmic,
+        "--attention-layers": options.attention_layers, "--cross-layers": options.cross_layers,
         "--tower": min(options.tower or [1]),
     }  # fmt: skip
     for option, value in least.items():
