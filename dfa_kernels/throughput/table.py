@@ -23,7 +23,7 @@ from dfa_kernels.throughput.result import (
 _COLOURS = {FASTER: "green", SLOWER: "red"}
 _NOTHING = "–"
 #: Columns where nobody reads along on a terminal.
-WIDTH = 140
+WIDTH = 165
 
 
 def console() -> Console:
@@ -81,13 +81,13 @@ def _of(rows: Sequence[Row]) -> Table:
         "memory",
         "B",
     ):
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right", overflow="fold")
     for row in rows:
         colour = _COLOURS.get(row.verdict or "")
         table.add_row(
             row.contestant,
             _between(row.ms, row.quartiles),
-            _between(row.ratio, row.ratio_quartiles),
+            _ratio(row),
             "died" if row.error else f"[{colour}]{row.verdict}" if colour else row.verdict or "",
             _NOTHING if row.samples_per_s is None else f"{row.samples_per_s:,.0f}",
             _share(row.tflops, row.percent_of_matrix_rate),
@@ -108,6 +108,13 @@ def _between(value: float | None, quartiles: tuple[float, float] | None) -> str:
     if value is None or quartiles is None:
         return _NOTHING
     return f"{figure(value)} ({figure(quartiles[0])}–{figure(quartiles[1])})"
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None or row.ratio_quartiles is None:
+        return _NOTHING
+    low, high = row.ratio_quartiles
+    return f"{row.ratio:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _share(value: float | None, percent: float | None) -> str:
