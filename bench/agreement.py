@@ -84,6 +84,9 @@ def by_suite(shapes: list[str], seconds: float, threads: int) -> dict[Key, list[
                 "DFA_SUITE_THREADS": str(threads),
             },
             stdout=subprocess.DEVNULL,
+            # As the runner does: a scheduler that shares a busy machine among sessions must give
+            # both the same.
+            start_new_session=True,
         )  # fmt: skip
         if ran.returncode:
             raise SystemExit(f"bench/suite failed with status {ran.returncode}")

@@ -136,8 +136,8 @@ def _profiled(
     busy = sum(line.ms for line in parts)
     if busy > ms:
         notes.append(
-            f"under the profiler the operations alone take {busy:.3g} ms, longer than the whole "
-            "step without it: too small to be taken apart, and what Python takes is not known"
+            f"under the profiler the operations alone take {busy:,.3f} ms, longer than the whole "
+            "step without it: too small, or too disturbed, for what Python takes to be known"
         )
     if high - low > _DISTURBED * ms:
         notes.append(

@@ -52,6 +52,10 @@ class Line:
         return None if self.floor_ms is None else self.ms - self.floor_ms
 
 
+#: The share of a floor of products from which down on the floor itself must be wrong.
+_BEATEN = 0.9
+
+
 class Apart(NamedTuple):
     """A step taken apart: its parts, its layers, and sentences for a reader."""
 
@@ -86,6 +90,12 @@ def apart(steps: Sequence[Step], works: Mapping[Unit, Work], ceilings: Ceilings)
     if unknown:
         rates = ", ".join(sorted(unknown))
         notes.append(f"no ceiling for products of {rates}: what multiplies them has no floor")
+    beaten = [x.part for x in parts if x.bound == "products" and x.ms < _BEATEN * (x.floor_ms or 0)]
+    if beaten:
+        notes.append(
+            f"{' and '.join(beaten)} took less than a floor of products, which no cache can help "
+            "to: the ceiling was measured while the machine was disturbed, and floors are too high"
+        )
     return Apart(parts, layers, notes)
 
 

@@ -55,7 +55,8 @@ def draw(path: Path, shown: Mapping[str, tuple[Profile, Step]], title: str) -> N
         end = max(
             max(step.whole, *(s.start + s.ms for s in step.spans)) for _, step in shown.values()
         )
-        widest = 1.4 * max(max(line.ms for line in p.parts) for p, _ in shown.values())
+        every = [line for profile, _ in shown.values() for line in profile.parts]
+        widest = 1.4 * max(max(line.quartiles[1], line.floor_ms or 0) for line in every)
         for row, (profile, step) in enumerate(shown.values()):
             time = figure.add_subplot(grid[row, 0])
             _time(time, profile, step, end)

@@ -114,8 +114,8 @@ def print_tables(console: Console, profile: Profile, ceilings: Ceilings, title: 
     console.print(f"ceilings: {copy}, products {rates or 'not measured'}", highlight=False)
     cost = 100 * (profile.profiled_ms / profile.ms - 1)
     console.print(
-        f"the profiled steps took {profile.profiled_ms:.3g} ms ({cost:+.0f} %): the profiler's own "
-        "work, which is not in the table",
+        f"the profiled steps took {_ms(profile.profiled_ms)} ms ({cost:+.0f} %): the difference is "
+        "the profiler's own, and not in the table",
         highlight=False,
     )
     for note in profile.notes:

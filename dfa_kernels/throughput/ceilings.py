@@ -1,5 +1,5 @@
 """What the device can do at most, measured in the same run: a large copy, large products, and the
-smallest operation."""
+smallest operation. Each is the best of several rounds: whatever disturbs one makes it slower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from dfa_kernels.throughput.contestants import PRECISIONS
 from dfa_kernels.throughput.result import Ceilings
-from dfa_kernels.throughput.spread import spread
 from dfa_kernels.throughput.timing import Run, host, kernel, once, warm
 
 #: Bytes of a copy's source: many times any cache; 4 GiB on a GPU.
@@ -25,14 +24,14 @@ def measure(device: torch.device, precisions: Sequence[str], seconds: float = 1.
     source = torch.randn(_COPIED[_kind(device)] // 4, device=device)
     target = torch.empty_like(source)
     times = copying(source, target, seconds)
-    gbps = 2 * source.nbytes / spread(times).median / 1e6
+    gbps = 2 * source.nbytes / min(times) / 1e6
     del source, target
     tflops = {}
     for precision in precisions:
         rate = products(device, precision, seconds)
         if rate is not None:
             tflops[precision] = rate
-    return Ceilings(gbps, tflops, spread(host(smallest(device), device)).median)
+    return Ceilings(gbps, tflops, min(host(smallest(device), device)))
 
 
 def copying(
@@ -71,7 +70,7 @@ def products(device: torch.device, precision: str, seconds: float) -> float | No
         if 8 * took > _LONGEST:
             break
     assert chosen is not None
-    return 2 * chosen**3 / spread(multiplying(device, chosen, dtype, seconds)).median / 1e9
+    return 2 * chosen**3 / min(multiplying(device, chosen, dtype, seconds)) / 1e9
 
 
 def smallest(device: torch.device) -> Callable[[], object]:

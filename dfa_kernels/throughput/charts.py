@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dfa_kernels.throughput.networks import Shape
-from dfa_kernels.throughput.plots import Axis, Canvas, Plot, linear, logarithmic, short
+from dfa_kernels.throughput.plots import STYLES, Axis, Canvas, Plot, linear, logarithmic, short
 from dfa_kernels.throughput.result import (
     AXES,
     BASELINE,
@@ -154,7 +154,7 @@ def _curves(own: Sequence[tuple[Source, Curve]], memory: bool, several: bool) ->
     if not known:
         return None
     first = own[0][1]
-    others = [f"{n} {a}" for a, n in zip(AXES, first.shape, strict=True) if a != first.axis]
+    others = [f"{a} {n:,}" for a, n in zip(AXES, first.shape, strict=True) if a != first.axis]
     what = "Peak memory" if memory else "Time of a step"
     canvas = Canvas(
         f"{what} by {first.axis}: {', '.join(others)}, {first.dtype}",
@@ -163,12 +163,15 @@ def _curves(own: Sequence[tuple[Source, Curve]], memory: bool, several: bool) ->
         logarithmic((x for x, _ in known), 1.15),
         logarithmic((y for _, y in known), 1.3),
     )
-    names = list(dict.fromkeys(c.contestant for _, c in own))
+    alike: dict[str, list[str]] = {}  # the contestants of each colour
     for source, curve in own:
-        dashed = several and names.index(curve.contestant) > 0
         colour = source.colour if several else kind(curve)
+        named = alike.setdefault(colour, [])
+        if curve.contestant not in named:
+            named.append(curve.contestant)
+        style = STYLES[min(named.index(curve.contestant), len(STYLES) - 1)]
         placed = [(p, y) for p in curve.points if (y := value(p))]
-        canvas.line([(p.value, y) for p, y in placed], colour, dashed)
+        canvas.line([(p.value, y) for p, y in placed], colour, style)
         for p, y in placed:
             noise = p.quartiles if not memory else None
             title = f"{curve.contestant}, {curve.axis} {p.value:,}: {short(y)} {canvas.y_label}"
@@ -176,7 +179,7 @@ def _curves(own: Sequence[tuple[Source, Curve]], memory: bool, several: bool) ->
         fitted = curve.memory_exponent if memory else curve.ms_exponent
         power = "" if fitted is None else f", exponent {fitted[0]:.2f} ± {fitted[1]:.2f}"
         whose = f"{curve.contestant}, {source.label}" if several else curve.contestant
-        canvas.entry(whose + power, colour, "dashed" if dashed else "line")
+        canvas.entry(whose + power, colour, style)
     return canvas.plot()
 
 

@@ -181,6 +181,7 @@ def render(sources: Sequence[Source]) -> str:
         sources=sources,
         verdicts=verdicts(sources),
         several=len(sources) > 1,
+        beside=len(results) > 1,
         ratios=charts.ratios(results),
         changes=charts.changes(results),
         rooflines=rooflines(sources),

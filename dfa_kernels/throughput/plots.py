@@ -67,28 +67,34 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+#: How lines of one colour are told apart.
+STYLES = ("solid", "dashed", "dotted")
+#: How points of one colour are.
+KINDS = ("diamond", "square", "triangle")
+
+
 @dataclass(frozen=True)
 class Mark:
     """A point: percent from the left and from the top, with whiskers up and down where it has
-    noise. ``kind``: how it is drawn; ``label``: beside it; ``title``: all that is known of it."""
+    noise. ``kind``: "dot" or of
+    `KINDS`; ``title``: all that is known of it."""
 
     x: float
     y: float
     colour: str
     kind: str = "dot"
     title: str = ""
-    label: str = ""
     top: float | None = None
     bottom: float | None = None
 
 
 @dataclass(frozen=True)
 class Line:
-    """From point to point, percent from the left and from the top."""
+    """From point to point, percent from the left and from the top; ``style``: of `STYLES`."""
 
     points: tuple[tuple[float, float], ...]
     colour: str
-    dashed: bool = False
+    style: str = "solid"
 
     @property
     def segments(self) -> list[tuple[float, float, float, float]]:
@@ -133,10 +139,10 @@ class Canvas:
     legend: list[Entry] = field(default_factory=list)
 
     def line(
-        self, points: Sequence[tuple[float, float]], colour: str, dashed: bool = False
+        self, points: Sequence[tuple[float, float]], colour: str, style: str = "solid"
     ) -> None:
         placed = tuple((self.x.at(x), round(100 - self.y.at(y), 3)) for x, y in points)
-        self.lines.append(Line(placed, colour, dashed))
+        self.lines.append(Line(placed, colour, style))
 
     def mark(
         self,
@@ -146,14 +152,13 @@ class Canvas:
         *,
         kind: str = "dot",
         title: str = "",
-        label: str = "",
         noise: tuple[float, float] | None = None,
     ) -> None:
         top = bottom = None
         if noise is not None:
             bottom, top = (round(100 - self.y.at(v), 3) for v in sorted(noise))
         y = round(100 - self.y.at(y), 3)
-        self.marks.append(Mark(self.x.at(x), y, colour, kind, title, label, top, bottom))
+        self.marks.append(Mark(self.x.at(x), y, colour, kind, title, top, bottom))
 
     def entry(self, label: str, colour: str, kind: str = "dot") -> None:
         entry = Entry(label, colour, kind)

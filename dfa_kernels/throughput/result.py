@@ -37,7 +37,7 @@ AXES = ("batch", "depth", "width", "outputs")
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reached in the same run, each a median.
+    """What the device reached in the same run, each the best of several rounds.
 
     ``gbps``: of a copy far larger than the caches, bytes read and written; ``tflops``: of a large
     matrix product, by dtype; ``launch_us``: the host's time for the smallest operation.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dfa_kernels.profiling.report import Log
-from dfa_kernels.throughput.plots import Canvas, Plot, logarithmic, short
+from dfa_kernels.throughput.plots import KINDS, Canvas, Plot, logarithmic, short
 from dfa_kernels.throughput.result import BASELINE, Ceilings, Result, Row
 from dfa_kernels.throughput.source import Source, is_ours, kind, where
 
@@ -62,7 +62,8 @@ def _steps_of(found: Result) -> list[_Spot]:
                 best[key] = row
     return [
         _Spot(
-            row.flops or 0, row.bytes or 0, row.ms or 0.0, kind(row), "dot", "",
+            row.flops or 0, row.bytes or 0, row.ms or 0.0, kind(row), "dot",
+            "our step" if is_ours(row) else BASELINE,
             f"{row.contestant}, {where(row)}",
         )
         for row in best.values()
@@ -74,11 +75,11 @@ def _parts_of(log: Log | None) -> list[_Spot]:
         return []
     return [
         _Spot(
-            line.flops, line.bytes, line.ms, f"part-{line.part}", "diamond",
-            profile.label(line.part) if len(log.methods) == 1 else f"{line.part}, {method}",
+            line.flops, line.bytes, line.ms, f"part-{line.part}", KINDS[i % len(KINDS)],
+            f"{profile.label(line.part)}, {method}",
             f"{profile.label(line.part)} of {method}, {log.subject}",
         )
-        for method, profile in log.methods.items()
+        for i, (method, profile) in enumerate(log.methods.items())
         for line in profile.parts
         if line.flops and line.bytes and line.ms > 0
     ]  # fmt: skip
@@ -97,13 +98,14 @@ def _roofline(title: str, ceilings: Ceilings, spots: Sequence[_Spot]) -> Plot | 
         ridge = rate / slope
         start = max(x.low, y.low / slope)
         canvas.line([(start, start * slope), (ridge, rate), (x.high, rate)], "roof")
-        canvas.entry(f"{dtype}: {short(rate)} TFLOP/s, {short(ceilings.gbps)} GB/s", "roof", "line")
+        canvas.entry(
+            f"{dtype}: {short(rate)} TFLOP/s, {short(ceilings.gbps)} GB/s", "roof", "solid"
+        )
     for spot, (intensity, rate) in zip(spots, rates, strict=True):
         told = f"{spot.title}: {short(rate)} TFLOP/s at {short(intensity)} flop per byte"
-        canvas.mark(intensity, rate, spot.colour, kind=spot.kind, title=told, label=spot.label)
-        if spot.kind == "dot":
-            canvas.entry("our step" if spot.colour == "ours" else BASELINE, spot.colour)
+        canvas.mark(intensity, rate, spot.colour, kind=spot.kind, title=told)
+        canvas.entry(spot.label, spot.colour, spot.kind)
     return canvas.plot(
         "Work is counted from the mathematics: each operand once through memory. Above the slope "
-        "operands came from a cache."
+        "operands came from a cache; above the flat, it was measured on a busier machine."
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from dfa_kernels.throughput.networks import Shape
@@ -22,8 +23,8 @@ from dfa_kernels.throughput.result import (
 
 _COLOURS = {FASTER: "green", SLOWER: "red"}
 _NOTHING = "–"
-#: Columns where nobody reads along on a terminal.
-WIDTH = 140
+#: Of the page where nobody reads along on a terminal.
+WIDTH = 165
 
 
 def console() -> Console:
@@ -42,7 +43,9 @@ def show(result: Result, console: Console) -> None:
     )
     keys = dict.fromkeys((row.shape, row.dtype) for row in result.rows)
     for shape, dtype in keys:
-        console.print(_of([r for r in result.rows if (r.shape, r.dtype) == (shape, dtype)]))
+        console.print(
+            _of([r for r in result.rows if (r.shape, r.dtype) == (shape, dtype)], console)
+        )
     for row in result.rows:
         if row.error:
             where = f"{Shape(*row.shape)} {row.dtype}"
@@ -65,38 +68,46 @@ def ceilings_in_words(ceilings: Ceilings) -> str:
     return ", ".join(said) or "no ceiling was measured"
 
 
-def _of(rows: Sequence[Row]) -> Table:
-    batch, depth, width, outputs = rows[0].shape
-    title = f"batch {batch:,}, {depth} × {width:,}, {outputs:,} outputs, {rows[0].dtype}"
-    table = plain(title)
-    table.add_column("", no_wrap=True)
-    for head in (
-        "ms",
-        f"÷ {BASELINE}",
-        "",
-        "samples/s",
-        "TFLOP/s",
-        "GB/s",
-        "launches",
-        "memory",
-        "B",
-    ):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        colour = _COLOURS.get(row.verdict or "")
-        table.add_row(
-            row.contestant,
-            _between(row.ms, row.quartiles),
-            _between(row.ratio, row.ratio_quartiles),
-            "died" if row.error else f"[{colour}]{row.verdict}" if colour else row.verdict or "",
-            _NOTHING if row.samples_per_s is None else f"{row.samples_per_s:,.0f}",
-            _share(row.tflops, row.percent_of_matrix_rate),
-            _share(row.gbps, row.percent_of_bandwidth),
-            _share(row.launches, row.percent_of_launches),
-            megabytes(row.peak_memory_bytes),
-            megabytes(row.feedback_bytes),
-        )
+#: Name of a column, and its cells; the first four are always shown.
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "": lambda row: row.contestant,
+    "ms": lambda row: _between(row.ms, row.quartiles),
+    f"÷ {BASELINE}": lambda row: _ratio(row),
+    " ": lambda row: _verdict(row),
+    "TFLOP/s": lambda row: _share(row.tflops, row.percent_of_matrix_rate),
+    "GB/s": lambda row: _share(row.gbps, row.percent_of_bandwidth),
+    "memory": lambda row: megabytes(row.peak_memory_bytes),
+    "B": lambda row: megabytes(row.feedback_bytes),
+    "samples/s": lambda row: _NOTHING if row.samples_per_s is None else f"{row.samples_per_s:,.0f}",
+    "launches": lambda row: _share(row.launches, row.percent_of_launches),
+}
+
+
+def _of(rows: Sequence[Row], console: Console) -> Table:
+    """As many columns as the console has room for: half of one says nothing."""
+    for count in range(len(_COLUMNS), 3, -1):
+        table = _first_columns(rows, count)
+        wanted = Measurement.get(console, console.options.update_width(1000), table).maximum
+        if wanted <= console.width:
+            break
     return table
+
+
+def _first_columns(rows: Sequence[Row], count: int) -> Table:
+    batch, depth, width, outputs = rows[0].shape
+    table = plain(f"batch {batch:,}, {depth} × {width:,}, {outputs:,} outputs, {rows[0].dtype}")
+    columns = list(_COLUMNS.items())[:count]
+    for head, _ in columns:
+        table.add_column(head, justify="right" if head.strip() else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell(row) for _, cell in columns))
+    return table
+
+
+def _verdict(row: Row) -> str:
+    colour = _COLOURS.get(row.verdict or "")
+    said = "died" if row.error else row.verdict or ""
+    return f"[{colour}]{said}" if colour else said
 
 
 def plain(title: str) -> Table:
@@ -108,6 +119,13 @@ def _between(value: float | None, quartiles: tuple[float, float] | None) -> str:
     if value is None or quartiles is None:
         return _NOTHING
     return f"{figure(value)} ({figure(quartiles[0])}–{figure(quartiles[1])})"
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None or row.ratio_quartiles is None:
+        return _NOTHING
+    low, high = row.ratio_quartiles
+    return f"{row.ratio:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _share(value: float | None, percent: float | None) -> str:

@@ -199,6 +199,15 @@ def test_a_ceiling_that_is_missing_is_said():
     assert any("products of x" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("ms", "said"), [(0.8, True), (0.95, False), (2.0, False)])
+def test_a_floor_that_is_beaten_says_what_is_wrong(ms, said):
+    """Where it is of products; a cache beats those of memory."""
+    works = {("forward", ""): Work({"float32": 10**8}, 0), ("update", ""): Work({}, 10**9)}
+    found = parts.apart([Step(3.0, {("forward", ""): ms, ("update", ""): 1.0})], works, MOST)
+    assert [line.bound for line in found.parts] == ["products", "memory"]
+    assert any(note.startswith("forward took less than a floor") for note in found.notes) == said
+
+
 def test_what_has_no_work_has_no_floor():
     found = parts.apart([Step(3.0, {("error", ""): 2.5})], {}, MOST)
     assert found.parts[0].floor_ms is None

@@ -1,5 +1,6 @@
 """`dfa-kernels bench` from its options to the file and the tables; what is timed is made up."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,7 +8,9 @@ import sys
 from itertools import count
 
 import pytest
+import throughput_examples as examples
 import torch
+from rich.console import Console
 
 from dfa_kernels.cli import main
 from dfa_kernels.throughput import ceilings, command, memory, result, scaling, table
@@ -239,8 +242,8 @@ def test_importing_the_command_line_imports_none_of_the_extra():
 def test_ceilings_are_rates_of_what_was_timed(monkeypatch):
     monkeypatch.setattr(ceilings, "_COPIED", {"cpu": 1 << 12})
     monkeypatch.setattr(ceilings, "_SIDES", {"cpu": (8, 16)})
-    monkeypatch.setattr(ceilings, "kernel", lambda *_: [1.0, 2.0, 3.0])
-    monkeypatch.setattr(ceilings, "host", lambda *_: [5.0, 4.0, 6.0])
+    monkeypatch.setattr(ceilings, "kernel", lambda *_: [3.0, 2.0, 4.0])
+    monkeypatch.setattr(ceilings, "host", lambda *_: [5.0, 6.0])
     monkeypatch.setattr(ceilings, "once", lambda *_: 0.0)
     found = ceilings.measure(torch.device("cpu"), ["float32", "autocast"], 0.0)
     assert found.gbps == pytest.approx(2 * 4096 / 2e-3 / 1e9)
@@ -288,6 +291,17 @@ def test_the_memory_of_a_step_is_what_it_holds():
 )
 def test_three_digits(value, wanted):
     assert table.figure(value) == wanted
+
+
+@pytest.mark.parametrize(("width", "shown"), [(165, True), (110, False), (80, False)])
+def test_a_narrow_terminal_has_fewer_columns_and_no_half_ones(width, shown):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    table.show(examples.result(), console)
+    said = console.file.getvalue()
+    assert "…" not in said.replace(" … ", "")
+    assert "undecided" in said
+    assert ("launches" in said) == shown
+    assert max(map(len, said.splitlines())) <= width
 
 
 def test_the_written_result_is_plain_json(made_up, tmp_path):

@@ -134,6 +134,7 @@ def test_a_profile_alone(tmp_path):
     assert "Python 0.500 12 % 0" in steps and "it was an example" in steps
     assert found.charts("step") == 2 and found.charts("plot") == 1
     assert "projection, dfa" in found.text("roofline")
+    assert ("span", "class", "key square part-projection") in found.attributes  # bp's
     assert "shallow: it died: RuntimeError: no" in found.text("environment")
     assert "ratios" not in found.sections and "scaling" not in found.sections
 

@@ -82,7 +82,8 @@ def result():
     return Result(
         environment={
             "date": "2026-11-24", "processor": "an example", "cores": 2, "threads": 2,
-            "device": "cpu", "torch": "2.13.0", "python": "3.11.7", "dfa_kernels": "0.1.0",
+            "device": "cpu", "optimizer": "sgd", "torch": "2.13.0", "python": "3.11.7",
+            "dfa_kernels": "0.1.0",
         },
         ceilings=Ceilings(20.0, {"float32": 0.12}, 1.5),
         rows=tuple(rows),
