@@ -150,6 +150,15 @@ for i, job in enumerate(jobs):
     assert told == [0, "a", 1, "bad", 1, "b", 2, "c"]
 
 
+@pytest.fixture
+def heard():
+    """SIGINT as a terminal sends it: who starts the tests in the background may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_is_passed_on_and_what_was_measured_comes_back(scripted):
     module = scripted(
         """
