@@ -66,6 +66,14 @@ def test_a_lens_that_folds_the_image_is_refused():
         camera.directions()
 
 
+def test_a_point_that_only_a_turned_over_image_holds_is_refused():
+    """r − 0.9 r³ is at most 0.41 near the centre, and 0.575 far on its other side."""
+    x, y = torch.tensor([0.575, 0.4]).double(), torch.zeros(2).double()
+    with pytest.raises(InputError, match="cannot be inverted"):
+        undistort(x, y, -0.9, 0.0, 0.0, 0.0)
+    assert undistort(x[1:], y[1:], -0.9, 0.0, 0.0, 0.0)[0].item() == pytest.approx(0.5486, abs=1e-4)
+
+
 def test_a_rotated_camera_casts_rotated_rays():
     pose = look_at(torch.tensor([3.0, 0.0, 0.0]), torch.zeros(3), UP)
     rays = cast(torch.tensor([[0.0, 0.0, -1.0], [1.0, 2.0, -1.0]]), pose)

@@ -45,13 +45,16 @@ def write_blender(root, counts=(3, 2, 2)):
 
 
 def write_capture(root, count=9, **changed):
-    """Returns the poses. ``changed``: values at the top of the file; None leaves one out."""
+    """In a world of its own, half as large again and moved. Returns the poses without that.
+    ``changed``: values at the top of the file; None leaves one out."""
     (root / "images").mkdir(parents=True)
     views = poses(count)
     frames = []
     for i, (pose, pixels) in enumerate(zip(views, photographs(views), strict=True)):
         Image.fromarray(pixels).save(root / "images" / f"{i:04}.png")
-        frames.append({"file_path": f"images/{i:04}.png", "transform_matrix": pose.tolist()})
+        moved = pose.clone()
+        moved[:3, 3] = 1.5 * pose[:3, 3] + torch.tensor([1.0, -2.0, 0.5])
+        frames.append({"file_path": f"images/{i:04}.png", "transform_matrix": moved.tolist()})
     values = {"fl_x": CAMERA.fx, "fl_y": CAMERA.fy, "cx": CAMERA.cx, "cy": CAMERA.cy}
     values |= {"w": SIDE, "h": SIDE, "frames": frames} | changed
     values = {k: v for k, v in values.items() if v is not None}

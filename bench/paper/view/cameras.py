@@ -114,8 +114,9 @@ def undistort(
         v = v - (xx * (at_y - y) - xy * (at_x - x)) / det
     at_x, at_y = distort(u, v, k1, k2, p1, p2)
     left = (at_x - x).abs().maximum((at_y - y).abs())
-    # Past the fold of the lens model several points share an image: that is no lens.
-    if not bool((left < 1e-6).all() and (det > 0).all()):
+    # Past a fold of the model the image is turned over, once or twice: that is no lens.
+    upright = (det > 0) & (xx + yy > 0)
+    if not bool(((left < 1e-6) & upright).all()):
         raise InputError(
             f"the lens distortion k1 {k1:g}, k2 {k2:g}, p1 {p1:g}, p2 {p2:g} cannot be inverted "
             "over the whole image"
