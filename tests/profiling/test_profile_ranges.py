@@ -10,7 +10,7 @@ import dfa_kernels as dfa
 from dfa_kernels import autograd, backends, chain, pending
 from dfa_kernels.backends import reference, steps
 from dfa_kernels.profiling.options import Input, Options
-from dfa_kernels.profiling.ranges import watched
+from dfa_kernels.profiling.ranges import recorded, watched
 from dfa_kernels.profiling.subject import Subject, factory_of
 from dfa_kernels.throughput.networks import Shape
 
@@ -155,6 +155,26 @@ def test_a_watched_step_trains_as_a_plain_one(method, fused):
         assert torch.equal(watched_loss, plain.step())
     for a, b in zip(ours.net.parameters(), plain.net.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_on_a_gpu_a_range_is_nvtxs_too(monkeypatch):
+    pushed = []
+
+    @contextmanager
+    def nvtx(name):
+        pushed.append(name)
+        yield
+        pushed.append(None)
+
+    monkeypatch.setattr(torch.cuda.nvtx, "range", nvtx)
+    with recorded("dfa/forward"):
+        pass
+    assert pushed == ([] if not torch.cuda.is_available() else ["dfa/forward", None])
+    pushed.clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with recorded("dfa/forward"):
+        assert pushed == ["dfa/forward"]
+    assert pushed == ["dfa/forward", None]
 
 
 def test_each_launch_of_a_grouped_backend_is_a_range(monkeypatch):
