@@ -18,8 +18,8 @@ JOB = Job(("bp-eager", "reference"), BASE["cpu"])
 METHODS = {"bp-eager": "bp", "reference": "dfa"}
 #: Ours launches more for each layer, and has less to multiply and to move.
 MODELS = {
-    "bp-eager": Constants(10.0, 0.5, 1.0, 0.4, 0.1, 0.5),
-    "reference": Constants(10.0, 0.3, 1.0, 0.2, 0.4, 0.1),
+    "bp-eager": Constants(10.0, 5.0, 0.5, 1.0, 0.4, 0.1, 0.5),
+    "reference": Constants(10.0, 5.0, 0.3, 1.0, 0.2, 0.4, 0.1),
 }
 
 
@@ -73,6 +73,9 @@ def test_the_units_of_a_step():
     sizes = MLP.of(Shape(10, 2, 20, 5)).sizes()
     forward = 2 * 10 * sum(d * k for d, k in sizes)
     assert units.gflop == pytest.approx((3 * forward - 2 * 10 * 784 * 20) / 1e9)
+    products = [(10, 20, 784), (10, 20, 20), (10, 5, 20)] * 2 + [(10, 20, 20), (10, 5, 20)]
+    narrow = sum(2 * m * n * k / math.sqrt(min(m, n, k)) for m, n, k in products)
+    assert units.narrow == pytest.approx(narrow / 1e9)
     assert units.activation_mb == pytest.approx(10 * 20 * 2 * 4 / 1e6)
     assert units.output_mb == pytest.approx(10 * 5 * 4 / 1e6)
     assert units.parameter_mb == pytest.approx(4 * sum(d * k + d for d, k in sizes) / 1e6)
@@ -83,7 +86,7 @@ positive = st.floats(0.01, 10)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.builds(Constants, *[positive] * 6), st.sampled_from(["bp", "dfa"]))
+@given(st.builds(Constants, *[positive] * 7), st.sampled_from(["bp", "dfa"]))
 def test_the_fit_finds_the_constants_it_was_made_with(model, method):
     shapes = [place.shape for place in scaling.places("cpu")]
     samples = [Sample(s, cost.predict(model, s, method, "float32")) for s in shapes]
