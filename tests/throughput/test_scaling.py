@@ -1,6 +1,8 @@
 """Exponents, constants and crossovers, from times that a formula made."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from dfa_kernels.throughput.cost import Constants, Sample
 from dfa_kernels.throughput.job import Job
 from dfa_kernels.throughput.memory import Memory
 from dfa_kernels.throughput.networks import MLP, Shape
+from dfa_kernels.throughput.options import SHAPES, parse_shape
 from dfa_kernels.throughput.result import AXES, Row
 from dfa_kernels.throughput.scaling import BASE, VALUES, Scaling
 
@@ -189,3 +192,21 @@ def test_noise_moves_predictions_no_further_than_itself():
     for p in scaling.predictions(scaling.constants(noisy), noisy, rows):
         if not p.fitted:
             assert p.predicted_ms == pytest.approx(p.measured_ms, rel=0.15)
+
+
+#: Two runs on a busy machine with one thread, by the processor's time, which waiting is not in:
+#: milliseconds of a step at the five CPU shapes, held out, and at places like `scaling`'s.
+RECORDED = json.loads(Path(__file__).with_name("recorded_steps.json").read_text())
+
+
+@pytest.mark.parametrize("run", RECORDED, ids=["first", "second"])
+@pytest.mark.parametrize("name", ["bp-eager", "hand-written-dfa", "reference"])
+def test_the_cpu_shapes_are_predicted_within_15_percent(run, name):
+    method = "bp" if name.startswith("bp") else "dfa"
+    samples = [Sample(parse_shape(text), ms[name]) for text, ms in run["fitted"].items()]
+    fitted = cost.fit(samples, method, "float32")
+    held = {parse_shape(text): ms[name] for text, ms in run["held"].items()}
+    assert set(held) == set(SHAPES["cpu"])
+    assert not set(held) & {sample.shape for sample in samples}
+    for shape, ms in held.items():
+        assert cost.predict(fitted, shape, method, "float32") == pytest.approx(ms, rel=0.15), shape
