@@ -1,12 +1,13 @@
 """What a step costs on a device, from a few constants that were measured there.
 
-    ms = gflop·G + activation_mb·A + output_mb·O + parameter_mb·P + layer·(L + 1) + step
+    ms = gflop·G + narrow·S + activation_mb·A + output_mb·O + parameter_mb·P + layer·(L + 1) + step
 
-G: the flops of the step's products (`counting`); A, O, P: the bytes of all hidden activations, of
-the logits, of the parameters, each as often read and written as the contestant's way of stepping
-asks for, which is what its constant says; L: hidden layers, each of which launches the same number
-of operations; and what a step takes whatever its size. A constant is at least 0. Each contestant
-has its own: what an optimizer or a module adds is in them.
+G: the flops of the step's products (`counting`); S: the same, each product's by the square root of
+its smallest side, for a narrow one uses less of what it reads again; A, O, P: the bytes of all
+hidden activations, of the logits, of the parameters, each as often read and written as the
+contestant's way of stepping asks for, which is what its constant says; L: hidden layers, each of
+which launches the same number of operations; and what a step takes whatever its size. A constant
+is at least 0. Each contestant has its own: what an optimizer or a module adds is in them.
 
 On a GPU the host's launches hide behind the device's work, and the sum says too much where the two
 take about as long.
@@ -14,6 +15,7 @@ take about as long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -27,6 +29,7 @@ class Constants(NamedTuple):
     """Milliseconds of each unit: see the top of this file."""
 
     gflop: float
+    narrow: float
     activation_mb: float
     output_mb: float
     parameter_mb: float
@@ -45,13 +48,11 @@ def units(shape: Shape, method: str, precision: str) -> Constants:
     """How many of each unit a step has."""
     task = MLP.of(shape)
     sizes, itemsize = task.sizes(), PRECISIONS[precision].itemsize
-    if method == "bp":
-        flops = counting.backpropagation(shape.batch, sizes)
-    else:
-        flops = counting.direct_feedback(shape.batch, sizes, shape.outputs)
+    products = counting.products(method, shape.batch, sizes)
     parameters = sum(d * k + d for d, k in sizes)
     return Constants(
-        flops / 1e9,
+        sum(2 * math.prod(sides) for sides in products) / 1e9,
+        sum(2 * math.prod(sides) / math.sqrt(min(sides)) for sides in products) / 1e9,
         shape.batch * shape.width * shape.depth * itemsize / 1e6,
         shape.batch * shape.outputs * itemsize / 1e6,
         parameters * itemsize / 1e6,

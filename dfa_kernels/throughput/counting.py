@@ -79,6 +79,17 @@ def direct_feedback(rows: int, sizes: Sequence[tuple[int, int]], error: int) -> 
     return 2 * forward(rows, sizes) + 2 * rows * error * widest
 
 
+def products(
+    method: str, rows: int, sizes: Sequence[tuple[int, int]]
+) -> list[tuple[int, int, int]]:
+    """The three sides of each matrix product of an MLP's step by "bp" or "dfa"."""
+    made = [(rows, d, k) for d, k in sizes] * 2  # forward, and dW
+    if method == "dfa":
+        widest = max((d for d, _ in sizes[:-1]), default=0)
+        return [*made, (rows, sizes[-1][0], widest)]
+    return [*made, *((rows, d, k) for d, k in sizes[1:])]
+
+
 def step(
     method: str, rows: int, sizes: Sequence[tuple[int, int]], size: int, parameter: int, states: int
 ) -> Work:

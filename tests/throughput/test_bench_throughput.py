@@ -29,12 +29,13 @@ def checkout(tmp_path):
     eager = [replace(r, contestant="bp-eager", method="bp") for r in ours]
     names = {BASELINE: "bp-eager"}
     curves = [replace(c, contestant=names.get(c.contestant, c.contestant)) for c in made.scaling]
-    wide = [
-        replace(c, axis="batch", points=tuple(replace(p, value=p.value + 1) for p in c.points))
+    others = [
+        replace(c, axis=axis, points=tuple(replace(p, value=p.value + 1) for p in c.points))
         for c in curves
+        for axis in ("batch", "depth")
     ]
     env = {**made.environment, "capability": "AVX2", "optimizer": "sgd", "commit": "abc"}
-    made = replace(made, environment=env, rows=(*made.rows, *eager), scaling=(*curves, *wide))
+    made = replace(made, environment=env, rows=(*made.rows, *eager), scaling=(*curves, *others))
     result.write(tmp_path / "bench/results/throughput.json", made)
     return tmp_path
 

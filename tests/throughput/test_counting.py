@@ -74,6 +74,17 @@ def test_the_flops_of_project_and_of_stored_gradients(shared):
     assert products == project + counting.store(n, sizes, 4, 4).flops
 
 
+@pytest.mark.parametrize("sizes", [[(7, 3), (5, 7)], [(7, 3), (9, 7), (8, 9), (5, 8)]])
+def test_the_products_have_the_flops_of_the_step(sizes):
+    for method, whole in (
+        ("bp", counting.backpropagation(11, sizes)),
+        ("dfa", counting.direct_feedback(11, sizes, sizes[-1][0])),
+    ):
+        products = counting.products(method, 11, sizes)
+        assert sum(2 * m * n * k for m, n, k in products) == whole
+        assert counting.step(method, 11, sizes, 4, 4, 1).flops == whole
+
+
 def test_bytes_by_hand():
     # h read and δ written for two layers, and the error
     assert counting.project(8, 5, [10, 20], True, 2).bytes == 2 * (8 * 5 + 2 * 8 * 30)

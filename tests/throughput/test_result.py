@@ -90,6 +90,9 @@ def test_a_shape_of_three_numbers_and_a_time_that_is_not_a_number_are_named():
     found = as_json()
     found["rows"][1]["ms"] = float("nan")
     assert "rows[1].ms is NaN" in refused(found)
+    found = as_json()
+    found["rows"][0]["rounds"] = True
+    assert "rows[0].rounds is true" in refused(found)
 
 
 def test_no_file_a_folder_and_bytes_are_one_sentence(tmp_path):
