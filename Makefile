@@ -40,7 +40,7 @@ train: $(READY)
 test: suite interpreted emulated machine-code gpu-rehearsal
 
 suite: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 # There are Triton wheels for Linux alone.
 ifeq ($(shell uname -s),Linux)
