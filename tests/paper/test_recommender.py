@@ -10,7 +10,8 @@ import torch
 from bench.paper import __main__ as command
 from bench.paper import rows, training
 from bench.paper.options import Parser, add, check
-from bench.paper.recommender import TASK, picture
+from bench.paper.recommender import TASK
+from bench.paper.recommender import __main__ as more
 from bench.paper.recommender.fields import Data, Split
 from bench.paper.recommender.models import Sizes
 from bench.paper.recommender.prediction import FROZEN, Prediction, Training
@@ -216,8 +217,10 @@ def test_all_methods_are_drawn(tmp_path):
         for model in ("fm", "deepfm", "afn")
         for i, method in enumerate(METHODS if model != "fm" else ["bp"])
     ]
-    path = picture.draw_methods(tmp_path / "methods.png", made)
-    assert path.stat().st_size > 5000
+    rows.write(tmp_path / "rows.json", made)
+    assert more.main(["draw", str(tmp_path / "rows.json"), str(tmp_path / "drawn")]) == 0
+    assert (tmp_path / "drawn" / "methods.png").stat().st_size > 5000
+    assert more.main(["draw", str(tmp_path / "none.json"), str(tmp_path)]) == 2
 
 
 @pytest.mark.skipif(not RESPONSE.is_dir(), reason="needs ../shared/data/response")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.paper.recommender import criteo, fields, generated, table
+from bench.paper.recommender.__main__ import main
 from bench.paper.recommender.fields import MISSING, Counts, encode, split_of
 from bench.paper.recommender.table import Layout
 from dfa_kernels.training import InputError
@@ -64,7 +65,7 @@ def plain(path, min_count):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("generated") / "rows.tsv"
-    generated.write(path, 1501)
+    assert main(["generate", str(path), "--rows", "1501"]) == 0
     return path
 
 

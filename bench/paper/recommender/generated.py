@@ -1,6 +1,6 @@
 """Rows in Criteo's format with a known best AUC, and 5 million of them in a minute.
 
-    python -m bench.paper.recommender.generated FILE --rows 5000000
+    python -m bench.paper.recommender generate FILE --rows 5000000
 
 The truth is a logit of everything that a recommender can learn, each part of a set deviation:
 
@@ -17,7 +17,6 @@ does not depend on how many are made.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -146,16 +145,3 @@ def as_text(rows: Rows) -> bytes:
     columns.append(np.full((count, 1), ord("\n"), np.uint8))
     text = np.concatenate(columns, 1)
     return text[text != 0].tobytes()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--rows", type=int, default=5_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    write(asked.file, asked.rows, asked.seed)
-
-
-if __name__ == "__main__":
-    main()

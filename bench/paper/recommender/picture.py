@@ -5,7 +5,6 @@ python -m bench.paper.recommender.picture results.json FOLDER
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import matplotlib
 import numpy as np
 from sklearn.calibration import calibration_curve
 
-from bench.paper import rows as results
 from bench.paper.rows import Row
 
 matplotlib.use("Agg")
@@ -62,7 +60,10 @@ def draw_methods(path: Path, rows: list[Row]) -> Path:
         for row in (r for r in rows if r.data == name):
             if row.model == "fm":
                 axes.axhline(row.mean, color="#bbbbbb", lw=1, zorder=0)
-                axes.annotate("fm", (len(models) - 0.6, row.mean), va="bottom", color="#888888")
+                axes.text(
+                    0.99, row.mean, "fm", transform=axes.get_yaxis_transform(), ha="right",
+                    va="bottom", color="#888888",
+                )  # fmt: skip
                 continue
             at = models.index(row.model) + 0.15 * (methods.index(row.method) - 1.5)
             axes.errorbar(
@@ -76,7 +77,3 @@ def draw_methods(path: Path, rows: list[Row]) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
-
-
-if __name__ == "__main__":
-    draw_methods(Path(sys.argv[2]) / "methods.png", results.read(Path(sys.argv[1])))
