@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-#: Floats that are kept from one step to the next: to allocate them costs a small step a fifth of its
-#: time on the host.
+#: Floats that are kept from one step to the next: to allocate them costs a small step a fifth of
+#: its time on the host.
 KEPT = 1 << 20
 
 
