@@ -31,8 +31,11 @@ def write(result: Result, folder: Path | None) -> None:
     """Both forms of the table; nothing where there is no folder."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / NAME).write_text(compact(result))
-        (folder / NAME).with_suffix(".md").write_text(markdown(result))
+        kept = folder / NAME
+        for file, text in ((kept, compact(result)), (kept.with_suffix(".md"), markdown(result))):
+            part = file.with_suffix(".part")
+            part.write_text(text)
+            part.replace(file)  # whole at any time, whoever reads it meanwhile
 
 
 def compact(result: Result) -> str:

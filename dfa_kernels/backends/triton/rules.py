@@ -101,7 +101,8 @@ def update_tiles(
         # wgmma and tcgen05 read their operands from shared memory; mma.sync has them in registers,
         # where those of 64 rows spill.
         if device.arch in (90, 100) or device.kind != "cuda":
-            return Tiles(64, _SIGNS, columns, 8, 3, _TWO)
+            # A launch with other rows too has a second loop for them, and its addresses.
+            return Tiles(64, _SIGNS, columns, 8, 3, _TWO if whole else _ALL)
         return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
     if tf32:
         return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
