@@ -117,7 +117,7 @@ def section(task: str, made: list[Row], pictures: Path) -> Section:
         [_line(group, by_method, methods) for group, by_method in groups.items()],
         list(_grids(groups)),
         sorted({_machine(row) for row in made}),
-        [_embedded(p) for p in sorted(pictures.rglob("*")) if p.suffix in _PICTURES],
+        [_embedded(p, pictures) for p in sorted(pictures.rglob("*")) if p.suffix in _PICTURES],
     )
 
 
@@ -191,6 +191,9 @@ def _machine(row: Row) -> str:
     return ", ".join(f"{name} {value}" for name, value in known.items())
 
 
-def _embedded(path: Path) -> Picture:
+def _embedded(path: Path, folder: Path) -> Picture:
     coded = base64.b64encode(path.read_bytes()).decode()
-    return Picture(path.stem, f"data:{_PICTURES[path.suffix]};base64,{coded}")
+    return Picture(
+        path.relative_to(folder).with_suffix("").as_posix(),
+        f"data:{_PICTURES[path.suffix]};base64,{coded}",
+    )

@@ -69,8 +69,8 @@ def results(tmp_path):
     )  # fmt: skip
     other = {"task": "recommender", "model": "deepfm", "data": "bank", "metric": "AUC"}
     rows.write(tmp_path / "recommender.json", [row("bp", 0.8, digits=4, **other)])
-    (tmp_path / "graph").mkdir()
-    (tmp_path / "graph" / "hidden.png").write_bytes(b"picture")
+    (tmp_path / "graph" / "gcn-cora").mkdir(parents=True)
+    (tmp_path / "graph" / "gcn-cora" / "hidden.png").write_bytes(b"picture")
     return tmp_path
 
 
@@ -102,6 +102,7 @@ def test_the_papers_figures_stand_beside_ours(results):
 def test_the_page_needs_nothing_but_itself(results):
     text = page(results)
     assert base64.b64encode(b"picture").decode() in text
+    assert "<figcaption>gcn-cora/hidden</figcaption>" in text
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", text)
     assert "<script" not in text and "@import" not in text
     assert "<b>CPU</b>" not in text and "&lt;b&gt;CPU" in text
