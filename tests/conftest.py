@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -7,3 +9,11 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def not_compiled_before():
+    """dynamo counts what it has compiled of a function, our `forward` say, over all tests of a
+    process, and stops at 8."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
