@@ -118,7 +118,7 @@ PAPER = {
     "view": ("PSNR",),
     "recommender": ("AUC",),
     "graph": ("accuracy", "AUC"),
-    "language": ("perplexity",),
+    "language": ("log perplexity",),
 }
 
 
