@@ -11,7 +11,6 @@ import argparse
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple, cast
@@ -26,6 +25,7 @@ from bench.paper.task import Problem, Run, Task
 from dfa_kernels import backends
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.throughput import environment
+from dfa_kernels.training.interruption import interruptible
 
 _REFRESH = 0.2  # seconds between updates of the bar
 _LINE = 30.0  # seconds between lines where there is no terminal
@@ -64,7 +64,7 @@ class Study:
         if self.options.overwrite and self.folder.is_dir():
             for path in self.folder.glob("*.[cd][ko]*"):
                 path.unlink()
-        with _interruptible() as stop, _Display(self) as watch:
+        with interruptible(signal.SIGINT, signal.SIGTERM) as stop, _Display(self) as watch:
             for method in self.methods:
                 self._tune(method, watch, stop)
             for method in self.methods:
@@ -211,22 +211,3 @@ class _Display:
         else:
             share = 100 * (self._done + step) / self._total
             self._console.print(f"{share:3.0f} %  {where}", highlight=False)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks to stop after the step under way; a second one does not wait."""
-    asked = False
-
-    def ask(*_: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -37,7 +37,7 @@ class Run(ABC):
 
     A subclass sets ``net``, ``optimizer`` and, where the rate changes, ``scheduler`` (stepped once
     a training step), and defines `loss` and `scores`. All its randomness comes from ``generator``
-    and from torch's global generator, which `seed_everything` set: both are in the checkpoint.
+    and from torch's global generator, which the constructor seeds: both are in the checkpoint.
     """
 
     net: dfa.DFA

@@ -4,6 +4,7 @@
     datasets     digits, Fashion-MNIST            experiment  the loop: interleaved, resumable
     memory       peak memory, in a fresh process  report      the log and the table
     plot         the curves                       command     all of it, in order
+    interruption  stopping between two steps
 
 Reading data and reporting need the extra: pip install "dfa_kernels[train]".
 """

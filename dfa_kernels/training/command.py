@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from dfa_kernels import backends
 from dfa_kernels.training import InputError, checkpoint, report
 from dfa_kernels.training.datasets import load
 from dfa_kernels.training.experiment import Experiment, Interrupted
+from dfa_kernels.training.interruption import interruptible
 from dfa_kernels.training.memory import MeasurementError, Memory, measured
 from dfa_kernels.training.options import Options
 from dfa_kernels.training.plot import draw
@@ -71,7 +71,7 @@ def train(
         experiment.restore(state)
     _make(folder)
     try:
-        with _interruptible() as stop, Display(experiment) as watch:
+        with interruptible(signal.SIGINT) as stop, Display(experiment) as watch:
             experiment.run(watch, stop)
     except Interrupted as interrupted:
         turn = interrupted.turn
@@ -132,21 +132,3 @@ def _memory(options: Options, features: int, classes: int) -> dict[str, Memory |
             print(failed, file=sys.stderr)
             made[method] = None
     return made
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks to stop after the step under way; a second one does not wait."""
-    asked = False
-
-    def ask(*_: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

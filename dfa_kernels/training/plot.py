@@ -17,8 +17,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from dfa_kernels.training.report import accuracy, title
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
-_COLOURS = {"dfa": "#0072B2", "bp": "#D55E00", "shallow": "#7F7F7F"}
-_STYLE: Any = {
+COLOURS = {"dfa": "#0072B2", "bp": "#D55E00", "shallow": "#7F7F7F"}
+STYLE: Any = {
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,7 +41,7 @@ def draw(path: Path, log: Mapping[str, Any]) -> None:
     """The PNG that shows ``log``: lines are means over seeds, bands ± a standard deviation."""
     aligned = log["methods"].get("dfa")
     panels = 3 if aligned else 2
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.1 * panels, 3.9), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title(log), x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -65,7 +65,7 @@ def _accuracy(axis: Axes, methods: Mapping[str, Any]) -> None:
     for method, measured in methods.items():
         curves = 100 * _curves(measured, "test_accuracy")
         label = f"{method}  {accuracy(measured['summary'])}"
-        _band(axis, curves, _COLOURS[method], label)
+        _band(axis, curves, COLOURS[method], label)
         late.append(np.nanmin(curves[:, curves.shape[1] // 8 :]))
     # The first epochs' climb would flatten the differences that matter.
     low, high = min(late), axis.get_ylim()[1]
@@ -76,7 +76,7 @@ def _accuracy(axis: Axes, methods: Mapping[str, Any]) -> None:
 def _loss(axis: Axes, methods: Mapping[str, Any]) -> None:
     axis.set_title("training loss (cross-entropy)")
     for method, measured in methods.items():
-        _band(axis, _curves(measured, "train_loss"), _COLOURS[method], method)
+        _band(axis, _curves(measured, "train_loss"), COLOURS[method], method)
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axis.yaxis.set_major_formatter("{x:g}")

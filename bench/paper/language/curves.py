@@ -15,24 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.paper.language.gap import METRIC, shares
+from dfa_kernels.training.plot import COLOURS, STYLE
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-_COLOURS = {"dfa": "#0072B2", "micro": "#009E73", "bp": "#D55E00", "shallow": "#7F7F7F"}
-_STYLE: Any = {
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
+_COLOURS = {**COLOURS, "micro": "#009E73"}  # Okabe and Ito's green
 _BELOW: Any = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.14)}  # an axis, not on its lines
 
 Records = Mapping[str, list[dict[str, Any]]]  # method → what `training.train` recorded, by seed
@@ -45,7 +30,7 @@ def draw(path: Path, title: str, names: Mapping[str, str], records: Records) -> 
         names: how a method is labelled.
     """
     aligned = {m: runs for m, runs in records.items() if runs[0]["alignment"]}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.6 if aligned else 4.8, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
