@@ -225,12 +225,11 @@ def _sum(
             else:
                 seen = _rows(x, x_stride, n0, k0, rows, width, C.n, C.k)
             if C.fly:
-                made = _fly(segment, b, n0, rows, d0, height, ALIGNED, C)
+                turned = tl.trans(_fly(segment, b, n0, rows, d0, height, ALIGNED, C))
             elif BULK:
-                made = deltas.load([n0, d0])
+                turned = tl.trans(deltas.load([n0, d0]))
             else:
-                made = _rows(delta, delta_stride, n0, d0, rows, padded, C.n, C.d)
-            turned = tl.trans(made)
+                turned = _turned(delta, delta_stride, n0, d0, rows, padded, C.n, C.d)
             weight = tl.dot(turned, seen, weight, input_precision=C.precision)
             if BIAS:  # Σ δ is δᵀ·1
                 bias = tl.dot(turned, ones, bias, input_precision=C.precision)
@@ -245,6 +244,17 @@ def _rows(matrix, stride, n0, k0, rows, width, BN: tl.constexpr, BK: tl.constexp
     start = matrix + n0.to(tl.int64) * stride + k0
     mask = (n0 + i < rows)[:, None] & (k0 + j < width)[None, :]
     return tl.load(start + (i * stride.to(tl.int32))[:, None] + j[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _turned(matrix, stride, n0, d0, rows, width, BN: tl.constexpr, BD: tl.constexpr):
+    """The transpose (BD, BN) of such a tile, loaded so: what is transposed after its load is not
+    copied asynchronously."""
+    i = tl.arange(0, BN)
+    j = tl.arange(0, BD)
+    start = matrix + n0.to(tl.int64) * stride + d0
+    mask = (d0 + j < width)[:, None] & (n0 + i < rows)[None, :]
+    return tl.load(start + j[:, None] + (i * stride.to(tl.int32))[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
