@@ -27,6 +27,12 @@ class Device(NamedTuple):
         """Whether tiles can come by TMA, which the interpreter knows too."""
         return self.kind == "cpu" or (self.kind == "cuda" and self.arch >= 90)
 
+    @property
+    def shared_operands(self) -> bool:
+        """Whether 16-bit products read their operands from shared memory, as wgmma and tcgen05 do.
+        mma.sync has them in registers, where in `update` those of 64 rows spill."""
+        return self.kind != "cuda" or self.arch in (90, 100)
+
 
 @functools.lru_cache
 def device_of(device: torch.device) -> Device:
@@ -96,11 +102,11 @@ def update_tiles(
     tiles = sum(-(-d // _SIGNS) * -(-k // 128) for d, k in sizes)
     columns = 128 if tiles >= device.multiprocessors else 64
     if fly:  # rows that are not whole vectors take an address for every element
-        return Tiles((64 if whole else 32) if half else 16, _SIGNS, 64, 8, 2, _ALL)
+        return Tiles(
+            (64 if whole and device.shared_operands else 32) if half else 16, _SIGNS, 64, 8, 2, _ALL
+        )
     if half:
-        # wgmma and tcgen05 read their operands from shared memory; mma.sync has them in registers,
-        # where those of 64 rows spill.
-        if device.arch in (90, 100) or device.kind != "cuda":
+        if device.shared_operands:
             # A launch with other rows too has a second loop for them, and its addresses.
             return Tiles(64, _SIGNS, columns, 8, 3, _TWO if whole else _ALL)
         return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
