@@ -152,9 +152,10 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(graph, tmp_path, model):
 
 def test_the_variants_differ_in_what_they_say_alone(graph):
     made = problem(graph, "gcn").variants()
-    assert list(made) == ["strong", "light"]
-    strong, light = (each.description for each in made.values())
+    assert list(made) == ["strong", "light", "inputs"]
+    strong, light, inputs = (each.description for each in made.values())
     assert {k for k in strong if strong[k] != light[k]} == {"regularisation", "hidden", "decay"}
+    assert {k for k in strong if strong[k] != inputs[k]} == {"regularisation", "input"}
     run = made["strong"].run("dfa", 0.01, 0)
     assert [group["weight_decay"] for group in run.optimizer.param_groups] == [5e-4, 0]
     assert sum(len(g["params"]) for g in run.optimizer.param_groups) == 4

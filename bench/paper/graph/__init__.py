@@ -1,4 +1,4 @@
-"""Geometric learning: six architectures on citation graphs.
+"""Geometric learning: seven architectures on citation graphs.
 
     data            a graph, and what a network takes of it
     planetoid       Cora, CiteSeer, PubMed from their raw files      pickles   which they are
@@ -53,7 +53,7 @@ class GraphTask(Task):
         return kind(_graph(options), setting)
 
     def rates(self, options: argparse.Namespace) -> tuple[float, ...]:
-        return (0.01,) if options.quick else (0.005, 0.02)
+        return (0.01,) if options.quick else (0.005, 0.02, 0.05, 0.1)
 
 
 def _graph(options: argparse.Namespace) -> Graph:

@@ -76,11 +76,13 @@ class ChebNet(Network):
 
     error_at = "head.projected"
 
-    def __init__(self, features: int, classes: int, regularisation: Regularisation) -> None:
+    def __init__(
+        self, features: int, classes: int, regularisation: Regularisation, width: int = 16
+    ) -> None:
         super().__init__(regularisation)
-        self.first = ChebConv(features, 16, K=2)
+        self.first = ChebConv(features, width, K=2)
         self.hidden = nn.ReLU()
-        self.head = ChebConv(16, classes, K=2)
+        self.head = ChebConv(width, classes, K=2)
 
     def embed(self, given: Inputs) -> Tensor:
         return self.hidden(self.first(self._drop_input(given.x), given.edges))
@@ -187,8 +189,12 @@ class Architecture(NamedTuple):
     build: Callable[[int, int, Regularisation], Network]
     variants: dict[str, Regularisation]
     normalised: bool = True
-    steps: int = 200
+    steps: int = 300
     quick: int = 60
+
+
+def _wide_cheb(features: int, classes: int, regularisation: Regularisation) -> ChebNet:
+    return ChebNet(features, classes, regularisation, width=64)
 
 
 def _small_dna(features: int, classes: int, regularisation: Regularisation) -> DNANet:
@@ -196,10 +202,11 @@ def _small_dna(features: int, classes: int, regularisation: Regularisation) -> D
 
 
 # "strong" is what the architectures were published with for backpropagation. "light" is what the
-# paper found DFA to want: weight decay 1e-4 and little dropout.
+# paper found DFA to want: weight decay 1e-4 and little dropout. "inputs" drops features too.
 _HIDDEN = {
     "strong": Regularisation(hidden=0.5, decay=5e-4),
     "light": Regularisation(hidden=0.1, decay=1e-4),
+    "inputs": Regularisation(input=0.5, hidden=0.5, decay=5e-4),
 }
 _DNA = {
     "strong": Regularisation(0, 0.5, 0.8, 5e-4, 5e-4),
@@ -208,6 +215,7 @@ _DNA = {
 ARCHITECTURES = {
     "gcn": Architecture("graph convolutions, 16 hidden", GCN, _HIDDEN),
     "cheb": Architecture("Chebyshev polynomials of two terms, 16 hidden", ChebNet, _HIDDEN),
+    "cheb-wide": Architecture("the same, 64 hidden", _wide_cheb, _HIDDEN),
     "spline": Architecture(
         "splines of one dimension, 16 hidden",
         SplineNet,
