@@ -192,6 +192,9 @@ _constants = functools.cache(ProjectConstants)
 #: The fewest elements of δ that are made together: each of 256 threads stores a vector.
 _AT_ONCE = 256 * 8
 
+#: Columns of it where no row is whole vectors: an address for every element takes registers.
+_COLUMNS = 16
+
 
 def launches(groups: Sequence[Group], feedback: Feedback, device: rules.Device) -> list[Launch]:
     """One for all groups whose dtypes are the same: the error's and the targets'."""
@@ -271,7 +274,7 @@ def _launch(
         n=tiles.n,
         d=tiles.d,
         e=tiles.k,
-        at_once=max(32, _AT_ONCE // tiles.n),
+        at_once=max(32, _AT_ONCE // tiles.n) if True in whole else _COLUMNS,
         whole="some" if len(whole) == 2 else "all" if True in whole else "none",
         unit_error=VECTOR // error_dtype.itemsize,
         unit_matrix=VECTOR // given.itemsize,

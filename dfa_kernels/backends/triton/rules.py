@@ -84,8 +84,9 @@ def project_tiles(
     deepest = (64 if whole else 32) if half else 32 if tf32 else 16
     depth = max(16, min(deepest, 1 << (max(width, 1) - 1).bit_length()))
     large = -(-rows // 128) * -(-columns // _SIGNS) >= device.multiprocessors
-    if half:  # 64 rows are the fewest of a wgmma
-        return Tiles(128 if large else 64, _SIGNS, depth, 8, 3, _ALL)
+    if half:  # 64 rows are the fewest of a wgmma; with an address for every element tcgen05's spill
+        most = 128 if whole or device.arch != 100 else 64
+        return Tiles(most if large else 64, _SIGNS, depth, 8, 3, _ALL)
     return Tiles(64 if large else 32, _SIGNS, depth, 8, 2, _ALL)
 
 
