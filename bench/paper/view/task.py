@@ -16,9 +16,10 @@ from bench.paper.view.views import SMALLEST, Scene
 from dfa_kernels.training import InputError
 
 _BACKGROUNDS = {"white": 1.0, "black": 0.0, "none": None}
-_STEPS = {"nerf": 200_000, "nerf-small": 400}
+_STEPS = {"nerf": 200_000, "nerf-small": 2000}
 _RAYS = {"nerf": 4096, "nerf-small": 64}
-_RATES = {"nerf": (5e-5, 1e-4, 2e-4, 5e-4), "nerf-small": (3e-3, 1e-2, 3e-2)}
+_RATES = {"nerf": (5e-5, 1e-4, 2e-4, 5e-4), "nerf-small": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
+_QUICK_RATES = {"nerf": (5e-5,), "nerf-small": (3e-3,)}
 _QUICK = {"steps": 150, "rays": 64, "downscale": 4, "frames": 8}
 
 
@@ -39,7 +40,7 @@ class ViewSynthesis(Task):
         def number(name: str, kind: type, text: str) -> None:
             parser.add_argument(name, type=kind, metavar="N", help=text)
 
-        number("--steps", int, "of training (nerf-small 400, nerf 200000)")
+        number("--steps", int, "of training (nerf-small 2000, nerf 200000)")
         number("--rays", int, "a step (nerf-small 64, nerf 4096)")
         number("--downscale", int, "N × N pixels become one (procedural 3, else 1)")
         number("--frames", int, "of the orbit; 0: none (20)")
@@ -53,7 +54,7 @@ class ViewSynthesis(Task):
         parser.add_argument("--device", default="cpu", help="where the network is (cpu)")
 
     def rates(self, options: argparse.Namespace) -> tuple[float, ...]:
-        return _RATES[options.model][:1] if options.quick else _RATES[options.model]
+        return (_QUICK_RATES if options.quick else _RATES)[options.model]
 
     def problem(self, options: argparse.Namespace) -> Views:
         quick = _QUICK if options.quick else {}
