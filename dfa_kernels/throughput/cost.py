@@ -2,12 +2,13 @@
 
     ms = gflop·G + narrow·S + activation_mb·A + output_mb·O + parameter_mb·P + layer·(L + 1) + step
 
-G: the flops of the step's products (`counting`); S: the same, each product's by the square root of
-its smallest side, for a narrow one uses less of what it reads again; A, O, P: the bytes of all
-hidden activations, of the logits, of the parameters, each as often read and written as the
-contestant's way of stepping asks for, which is what its constant says; L: hidden layers, each of
-which launches the same number of operations; and what a step takes whatever its size. A constant
-is at least 0. Each contestant has its own: what an optimizer or a module adds is in them.
+G: the flops of the step's products (`counting`); S: the same, each product's times √(1/m + 1/n +
+1/k) of its sides, the square root of the elements that it has for each multiplication: a narrow one
+uses less of what it reads again; A, O, P: the bytes of all hidden activations, of the logits, of
+the parameters, each as often read and written as the contestant's way of stepping asks for, which
+is what its constant says; L: hidden layers, each of which launches the same number of operations;
+and what a step takes whatever its size. A constant is at least 0. Each contestant has its own: what
+an optimizer or a module adds is in them.
 
 On a GPU the host's launches hide behind the device's work, and the sum says too much where the two
 take about as long.
@@ -52,7 +53,7 @@ def units(shape: Shape, method: str, precision: str) -> Constants:
     parameters = sum(d * k + d for d, k in sizes)
     return Constants(
         sum(2 * math.prod(sides) for sides in products) / 1e9,
-        sum(2 * math.prod(sides) / math.sqrt(min(sides)) for sides in products) / 1e9,
+        sum(2 * math.prod(s) * math.sqrt(sum(1 / side for side in s)) for s in products) / 1e9,
         shape.batch * shape.width * shape.depth * itemsize / 1e6,
         shape.batch * shape.outputs * itemsize / 1e6,
         parameters * itemsize / 1e6,

@@ -77,7 +77,7 @@ def test_the_units_of_a_step():
     forward = 2 * 10 * sum(d * k for d, k in sizes)
     assert units.gflop == pytest.approx((3 * forward - 2 * 10 * 784 * 20) / 1e9)
     products = [(10, 20, 784), (10, 20, 20), (10, 5, 20)] * 2 + [(10, 20, 20), (10, 5, 20)]
-    narrow = sum(2 * m * n * k / math.sqrt(min(m, n, k)) for m, n, k in products)
+    narrow = sum(2 * m * n * k * math.sqrt(1 / m + 1 / n + 1 / k) for m, n, k in products)
     assert units.narrow == pytest.approx(narrow / 1e9)
     assert units.activation_mb == pytest.approx(10 * 20 * 2 * 4 / 1e6)
     assert units.output_mb == pytest.approx(10 * 5 * 4 / 1e6)
