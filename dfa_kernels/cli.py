@@ -10,7 +10,6 @@ import argparse
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +21,7 @@ from dfa_kernels.module import METHODS
 from dfa_kernels.profiling import arguments as profile
 from dfa_kernels.throughput import arguments as bench
 from dfa_kernels.throughput import page_arguments as report
-from dfa_kernels.training import InputError
+from dfa_kernels.training import InputError, extras
 from dfa_kernels.training.options import (
     ACTIVATIONS,
     DEFAULTS,
@@ -34,14 +33,6 @@ from dfa_kernels.training.options import (
     shown,
 )
 from dfa_kernels.version import __version__
-
-#: What `train` imports, and the packages that bring it.
-_EXTRA = {
-    "matplotlib": "matplotlib",
-    "numpy": "numpy",
-    "rich": "rich",
-    "sklearn": "scikit-learn",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,11 +165,7 @@ def _check(asked: argparse.Namespace) -> int:
 
 
 def _train(asked: argparse.Namespace) -> int:
-    missing = [package for module, package in _EXTRA.items() if find_spec(module) is None]
-    if missing:
-        raise InputError(
-            f'it needs {" and ".join(missing)}: pip install "dfa_kernels[train]" brings them'
-        )
+    extras.need("train", "matplotlib", "numpy", "rich", "sklearn")
     from dfa_kernels.training.command import train
 
     given = {k: v for k, v in vars(asked).items() if k not in ("command", "run")}

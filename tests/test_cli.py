@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dfa_kernels import cli, testing
-from dfa_kernels.training import InputError
+from dfa_kernels.training import InputError, extras
 from dfa_kernels.training.options import Options, parse_hidden, parse_lr
 
 
@@ -107,7 +107,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "sklearn" else object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "sklearn" else object())
     message = refused(capsys, "train")
     assert 'scikit-learn: pip install "dfa_kernels[train]"' in message
 

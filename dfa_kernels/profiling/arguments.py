@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dfa_kernels.module import METHODS
-from dfa_kernels.training import InputError
+from dfa_kernels.training import extras
 from dfa_kernels.training.options import LEARNING_RATES
 
 #: What the command imports, and the packages that bring it.
-_EXTRA = ("matplotlib", "numpy", "rich")
 
 
 def add(commands: Any) -> None:
@@ -79,11 +77,7 @@ def add(commands: Any) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """Profile what was asked for; the exit status."""
-    missing = [package for package in _EXTRA if find_spec(package) is None]
-    if missing:
-        raise InputError(
-            f'it needs {" and ".join(missing)}: pip install "dfa_kernels[bench]" brings them'
-        )
+    extras.need("bench", "matplotlib", "numpy", "rich")
     from dfa_kernels.profiling.command import profile
     from dfa_kernels.profiling.options import parse_batch
     from dfa_kernels.throughput.options import parse_shape

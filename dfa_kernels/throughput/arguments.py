@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dfa_kernels.training import InputError
+from dfa_kernels.training import extras
 
 #: What the command imports, and the packages that bring it.
-_EXTRA = ("numpy", "rich", "scipy")
-
 DEFAULT = Path("runs/bench")
 
 
@@ -91,11 +88,7 @@ def add(commands: Any) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """The errand that was asked for; its exit status."""
-    missing = [package for package in _EXTRA if find_spec(package) is None]
-    if missing:
-        raise InputError(
-            f'it needs {" and ".join(missing)}: pip install "dfa_kernels[bench]" brings them'
-        )
+    extras.need("bench", "numpy", "rich", "scipy")
     given = {k: v for k, v in vars(asked).items() if k not in ("command", "run")}
     if "compare" in given:
         from dfa_kernels.throughput import compare

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dfa_kernels.training import InputError
+from dfa_kernels.training import extras
 
 DEFAULT = Path("report.html")
 
@@ -30,8 +29,7 @@ def add(commands: Any) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """Write the page; the exit status."""
-    if find_spec("jinja2") is None:
-        raise InputError('it needs jinja2: pip install "dfa_kernels[bench]" brings it')
+    extras.need("bench", "jinja2")
     from dfa_kernels.throughput.page import report
 
     return report(asked.files, asked.out)

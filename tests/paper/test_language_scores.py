@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.paper.language import gap, perplexity, schedules
-from bench.paper.language.gap import METRIC
-from bench.paper.rows import Row
 
 # Perplexity -------------------------------------------------------------------------------------
 
@@ -176,15 +174,3 @@ def test_shares_are_of_means_and_spread_over_seeds():
 )
 def test_without_a_gap_there_is_no_share(scores):
     assert gap.shares(scores) == {}
-
-
-def test_shares_come_from_the_rows_of_one_model_and_data():
-    def row(method, value, model="transformer", task="language", metric=METRIC):
-        return Row(task, model, "wikitext-2", method, metric, value, 0.0, 1, values=[value])
-
-    rows = [row("bp", 5.0), row("dfa", 5.5), row("shallow", 7.0), row("bp", 9.0, "other")]
-    rows += [row("dfa", 0.1, task="graph"), row("dfa", 250.0, metric="perplexity")]
-    assert gap.closed(rows) == {
-        ("transformer", "wikitext-2"): {"dfa": (0.75, 0.0)},
-        ("other", "wikitext-2"): {},
-    }

@@ -10,7 +10,8 @@ from dfa_kernels.throughput.result import Ceilings
 for needed in ("jinja2", "matplotlib", "numpy", "rich"):
     pytest.importorskip(needed, reason="needs the extra: dfa_kernels[bench]")
 
-from dfa_kernels.profiling import arguments, command  # noqa: E402
+from dfa_kernels.profiling import command  # noqa: E402
+from dfa_kernels.training import extras  # noqa: E402
 
 MODELS = """
 from torch import nn
@@ -238,7 +239,7 @@ def test_work_that_cannot_be_counted_is_a_note(tmp_path, monkeypatch):
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):
-    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == "rich" else object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "rich" else object())
     assert profile(*SHAPE) == 2
     assert 'needs rich: pip install "dfa_kernels[bench]"' in capsys.readouterr().err
 

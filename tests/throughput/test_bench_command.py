@@ -220,7 +220,7 @@ def test_a_result_is_not_overwritten_unasked(made_up, tmp_path, capsys):
 
 
 def test_without_the_extra_it_says_which(monkeypatch, capsys):
-    monkeypatch.setattr("dfa_kernels.throughput.arguments.find_spec", lambda name: None)
+    monkeypatch.setattr("dfa_kernels.training.extras.find_spec", lambda name: None)
     assert main(["bench"]) == 2
     said = capsys.readouterr().err
     assert 'numpy and rich and scipy: pip install "dfa_kernels[bench]"' in said

@@ -8,10 +8,10 @@ WikiText-103 perplexities (29.8, macro 52.0, shallow above 400) are a share of 0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bench.paper.rows import Row, over_seeds
+from bench.paper.rows import over_seeds
 
 METRIC = "log perplexity"
 
@@ -43,12 +43,3 @@ def shares(scores: Mapping[str, Sequence[float]]) -> dict[str, Share]:
         mean = (bottom - over_seeds(list(values))[0]) / (bottom - top)
         found[method] = Share(mean, over_seeds(each)[1] if each else 0.0)
     return found
-
-
-def closed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Share]]:
-    """(model, data) → method → share, of all language rows among ``rows``."""
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in rows:
-        if row.task == "language" and row.metric == METRIC:
-            groups.setdefault((row.model, row.data), {})[row.method] = row.values
-    return {group: shares(scores) for group, scores in groups.items()}
