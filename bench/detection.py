@@ -128,10 +128,10 @@ def markdown(made: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.detection", description=__doc__)
     parser.add_argument("--shape", nargs="+", default=list(SHAPES), metavar="SHAPE")
-    parser.add_argument("--same", type=int, default=8, help="runs of the same code, 2 or more")
-    parser.add_argument("--planted", type=int, default=4, help="runs that are slower")
+    parser.add_argument("--same", type=int, default=7, help="runs of the same code, 2 or more")
+    parser.add_argument("--planted", type=int, default=3, help="runs that are slower")
     parser.add_argument("--factor", type=float, default=1.1)
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each shape of a run")
+    parser.add_argument("--seconds", type=float, default=9.0, help="for each shape of a run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", default="runs/detection", metavar="DIR", help="the results")
     parser.add_argument("--out", default="runs/detection", metavar="DIR", help="the table")

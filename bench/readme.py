@@ -40,7 +40,7 @@ def _throughput(found: Result) -> list[str]:
     env = found.environment
     return [
         f"A whole training step, as a ratio to compiled backpropagation's ({BASELINE}) in the same",
-        "rounds of one process (less is faster; in italics where the quartiles straddle 1, so that",
+        "rounds of a process (less is faster; in italics where the quartiles straddle 1, so that",
         "nothing is decided); tanh MLP on 784 inputs, SGD with momentum, fp32; columns: batch,",
         f"hidden layers, width, outputs. {env['device']}, {env['threads']} threads, torch",
         f"{env['torch']}, {env['date']}; by `dfa-kernels bench --scaling`, which also gives",

@@ -20,7 +20,7 @@ def markdown(result: Result) -> str:
     lines = [
         "# A training step beside compiled backpropagation",
         "",
-        "Written by `python -m bench.throughput`: a process for each shape, contestants in turns;",
+        "Written by `python -m bench.throughput`: contestants in turns, a shape in a process;",
         "tanh MLP on 784 inputs, cross-entropy. Shapes: batch, hidden layers, width, outputs.",
         "",
         f"{machine(result)}; {ceilings_in_words(result.ceilings)}.",
@@ -32,6 +32,7 @@ def markdown(result: Result) -> str:
         *table(result, _ratio),
         row("reference ÷ hand-written-dfa", over_hand(result)),
         row("rounds", [str(_of(result, s, BASELINE).rounds) for s in head]),
+        row("in processes", [str(len(_of(result, s, BASELINE).processes) or 1) for s in head]),
         "",
         "## Milliseconds (quartiles)",
         "",

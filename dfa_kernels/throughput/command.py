@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -106,21 +107,31 @@ def _limit(options: Options, book: Book) -> None:
 
 
 def _time(options: Options, book: Book) -> None:
+    """All shapes by one process each, then all of them again: where a process comes to have its
+    memory, and what the machine does in that minute, are then in the spread. Who died or is absent
+    does not take part again."""
     methods = {name: lineup.named(name).method for name in options.contestants}
     jobs = options.jobs()
+    told: list[list[Mapping[str, Any]]] = [[] for _ in jobs]
     absent: dict[str, str] = {}
-    for i, job in enumerate(jobs, 1):
-        _say(f"{i} of {len(jobs)}: {job.where}, {len(job.contestants)} contestants …")
-        found: list[Mapping[str, Any]] = []
+    turns = [turn for turn in range(options.processes) for _ in jobs]
+    for i, (turn, job, found) in enumerate(zip(turns, cycle(jobs), cycle(told)), 1):
+        gone = {e["contestant"] for e in found if e["event"] in ("died", "absent")}
+        left = tuple(name for name in job.contestants if name not in gone)
+        if turn and not any(event["event"] == "measured" for event in found):
+            continue
+        _say(f"{i} of {len(turns)}: {job.where}, {len(left)} contestants …")
         try:
-            for event in events([job]):
+            for event in events([replace(job, contestants=left)]):
                 found.append(event)
                 if event["event"] == "died":
                     _say(f"  {event['contestant']} died: {event['why']}")
                 elif event["event"] == "absent":
                     absent[event["contestant"]] = event["why"]
         finally:
-            book.add(rows=tuple(rows.rows(job, methods, found, book.result.ceilings)))
+            limits = book.result.ceilings
+            made = (rows.rows(j, methods, t, limits) for j, t in zip(jobs, told, strict=True))
+            book.put(rows=tuple(row for each in made for row in each))
     book.add(notes=tuple(f"{name} is not installed: {why}." for name, why in absent.items()))
     if any(row.contestant == BASELINE and row.ms is None for row in book.result.rows):
         book.add(notes=(f"Where {BASELINE} died there is no ratio: see its error.",))
@@ -128,14 +139,14 @@ def _time(options: Options, book: Book) -> None:
 
 def _scale(options: Options, book: Book, with_memory: bool) -> None:
     """Curves of eager backpropagation and what is usual here, or of who was asked for: compilation
-    would take longer than all the steps."""
+    would take longer than all the steps. The shapes of the rows are timed among the places."""
     kind = torch.device(options.device).type
     names = [scaling.BACKPROPAGATION, lineup.chosen(torch.device(options.device))]
     if options.asked:
         names += [name for name in options.contestants if name != BASELINE]
     methods = {name: lineup.named(name).method for name in dict.fromkeys(names)}
     job = options.of(tuple(methods), SCALING_SECONDS).job(scaling.BASE[kind], options.dtypes[0])
-    jobs = scaling.jobs(job, kind)
+    jobs = scaling.jobs(job, kind, options.shapes)
     found = scaling.Scaling.empty()
     place = 0
     for event in events(jobs):
@@ -155,7 +166,7 @@ def _scale(options: Options, book: Book, with_memory: bool) -> None:
     book.put(
         scaling=tuple(made),
         crossovers=tuple(scaling.crossovers(fitted, methods, job, kind)),
-        predictions=tuple(scaling.predictions(fitted, made, book.result.rows)),
+        predictions=tuple(scaling.predictions(fitted, made, found.held_out(kind))),
     )
 
 

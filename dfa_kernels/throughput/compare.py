@@ -7,9 +7,12 @@ interval is that of the rank-sum test, which asks nothing of the noise's distrib
 one round resembles the next (their lag-1 correlation), for then there are fewer independent rounds
 than were counted.
 
-Slower means that the interval lies beyond `MARGIN` as a whole: two processes with the same code
-differ by a few percent for where their memory came to lie, and no number of rounds averages that
-away.
+No number of rounds averages away what a process has for as long as it lives: where its memory came
+to lie, and what else the machine did in that minute, which does not meet all contestants alike.
+Where several processes timed a row, the change is that of the means of their medians, and its
+interval also as wide as Student's for what differs between processes of the same code.
+
+Slower means that the interval lies beyond `MARGIN` as a whole.
 """
 
 from __future__ import annotations
@@ -96,6 +99,11 @@ def compare(old: Result, new: Result) -> tuple[list[Change], list[str]]:
         alone = [f"{k[0]} at {Shape(*k[1])} {k[2]}" for k in one if k not in other]
         if alone:
             notes.append(f"Only the {which} result has {'; '.join(alone)}.")
+        if any(row.rounds and len(row.processes) < 2 for row in one.values()):
+            notes.append(
+                f"One process timed rows of the {which} result: what differs between processes is "
+                "not in their intervals."
+            )
     changes = []
     for key, row in after.items():
         if key in before and row.contestant != BASELINE:
@@ -113,11 +121,15 @@ def _change(old: Row, new: Row, old_base: Row | None, new_base: Row | None) -> C
         verdict = UNDECIDED if old.error and new.error else DIED if new.error else ALIVE
         return Change(new, math.nan, math.nan, math.nan, False, verdict)
     paired = bool(old_base and new_base and old_base.samples_ms and new_base.samples_ms)
-    samples = []
+    samples, middles = [], []
     for row, base in ((old, old_base), (new, new_base)):
         by = base.samples_ms if paired and base else (1.0,) * len(row.samples_ms)
         samples.append([a / b for a, b in zip(row.samples_ms, by, strict=False)])
+        middles.append(_middles(samples[-1], row.processes))
     shift, half = difference(*samples)
+    if min(map(len, middles)) > 1:
+        shift, apart = between(*middles)
+        half = max(half, apart)
     low, high = shift - half, shift + half
     margin = math.log1p(MARGIN if paired else UNPAIRED)
     verdict = SLOWER if low > margin else FASTER if high < -margin else UNDECIDED
@@ -140,6 +152,28 @@ def difference(old: Sequence[float], new: Sequence[float]) -> tuple[float, float
         return shift, math.inf
     half = float(pairs[len(pairs) - 1 - rank] - pairs[rank]) / 2
     return shift, half * _inflation(a, b)
+
+
+def between(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
+    """The same from one figure of each process, two or more on both sides, as if they varied alike:
+    Student's interval for the difference of two means."""
+    from scipy.stats import t
+
+    a, b = np.log(old), np.log(new)
+    free = len(a) + len(b) - 2
+    variance = (a.var() * len(a) + b.var() * len(b)) / free
+    error = math.sqrt(variance * (1 / len(a) + 1 / len(b)))
+    return float(b.mean() - a.mean()), float(t.ppf(0.5 + CONFIDENCE / 2, free)) * error
+
+
+def _middles(samples: Sequence[float], processes: Sequence[int]) -> list[float]:
+    """The median of each process's samples, of those that have some."""
+    middles, first = [], 0
+    for count in processes:
+        if samples[first : first + count]:
+            middles.append(float(np.median(samples[first : first + count])))
+        first += count
+    return middles
 
 
 def _inflation(a: np.ndarray, b: np.ndarray) -> float:

@@ -36,8 +36,8 @@ FILE = "throughput.json"
 
 @dataclass(frozen=True)
 class Options:
-    """``asked``: whether the contestants were named. ``seconds``: for each shape in each dtype,
-    after 9 rounds. ``notes``: sentences on who cannot take part."""
+    """``asked``: whether the contestants were named. ``seconds``: for each shape in each dtype, by
+    so many ``processes``, each after 9 rounds. ``notes``: sentences on who cannot take part."""
 
     contestants: tuple[str, ...]
     asked: bool
@@ -46,6 +46,7 @@ class Options:
     device: str
     optimizer: str
     seconds: float
+    processes: int
     threads: int
     modules: tuple[str, ...]
     notes: tuple[str, ...]
@@ -78,6 +79,7 @@ class Options:
             device=str(device),
             optimizer=given.get("optimizer", "sgd"),
             seconds=given.get("seconds", 20.0),
+            processes=given.get("processes", 3),
             threads=given.get("threads", torch.get_num_threads()),
             modules=modules,
             notes=tuple(notes),
@@ -95,8 +97,9 @@ class Options:
             )
         if not (math.isfinite(self.seconds) and self.seconds >= 0):
             raise InputError(f"--seconds must be finite and at least 0, got {self.seconds}")
-        if self.threads < 1:
-            raise InputError(f"--threads must be at least 1, got {self.threads}")
+        for name in ("threads", "processes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
     def job(self, shape: Shape, dtype: str) -> Job:
         return Job(
@@ -105,18 +108,18 @@ class Options:
             precision=dtype,
             device=self.device,
             rule=self.optimizer,
-            seconds=self.seconds,
+            seconds=self.seconds / self.processes,
             threads=self.threads,
             modules=self.modules,
         )
 
     def jobs(self) -> list[Job]:
-        """The first dtype of every shape first."""
+        """What one process is asked for; the first dtype of every shape first."""
         return [self.job(shape, dtype) for dtype in self.dtypes for shape in self.shapes]
 
     def of(self, contestants: Sequence[str], seconds: float) -> Options:
-        """The same for others, in another time."""
-        return replace(self, contestants=tuple(contestants), seconds=seconds)
+        """The same for others, by one process, in another time."""
+        return replace(self, contestants=tuple(contestants), seconds=seconds, processes=1)
 
 
 def parse_shape(text: str) -> Shape:

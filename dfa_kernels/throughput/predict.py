@@ -16,6 +16,7 @@ from typing import Any
 from dfa_kernels.throughput import cost, result, scaling, table
 from dfa_kernels.throughput.cost import Constants
 from dfa_kernels.throughput.environment import slug
+from dfa_kernels.throughput.networks import Shape
 from dfa_kernels.throughput.options import parse_shape
 from dfa_kernels.throughput.result import Prediction, Result
 from dfa_kernels.training import InputError
@@ -115,7 +116,12 @@ def calibrate(path: Path, name: str | None, out: Path | None) -> int:
 def fitted(found: Result, name: str | None) -> Device:
     """The device of a result."""
     constants = scaling.constants(found.scaling)
-    predicted = scaling.predictions(constants, found.scaling, found.rows)
+    held_out = {
+        (p.contestant, Shape(*p.shape)): p.measured_ms
+        for p in found.predictions
+        if p.measured_ms and not p.fitted
+    }
+    predicted = scaling.predictions(constants, found.scaling, held_out)
     models = []
     for contestant, model in constants.items():
         own = [p for p in predicted if p.contestant == contestant]

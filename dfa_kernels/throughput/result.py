@@ -55,9 +55,11 @@ class Row:
     ``shape``: batch, hidden layers, width, outputs. ``dtype``: a name of torch's, such as
     "float32". ``method``: of `METHODS`. ``ms`` and ``quartiles``: median, lower and upper quartile
     of the rounds in ``samples_ms``; a round is a turn of every contestant, so the n-th samples of
-    two rows of a shape and dtype belong together. ``ratio`` and ``ratio_quartiles``: of this time
-    by that of `BASELINE` in the same round: less than 1 is faster. ``verdict``: of `VERDICTS`,
-    undecided where the quartiles straddle 1; null for the baseline itself and what died.
+    two rows of a shape and dtype belong together. ``processes``: how many of them each process
+    measured that timed the row, in their order; empty where that is not known. ``ratio`` and
+    ``ratio_quartiles``: of this time by that of `BASELINE` in the same round: less than 1 is
+    faster. ``verdict``: of `VERDICTS`, undecided where the quartiles straddle 1; null for the
+    baseline itself and what died.
     ``flops`` and ``bytes``: what the step must do and move at the least, counted from the
     mathematics, and ``tflops`` and ``gbps`` with them; ``launches``: operations that PyTorch hands
     to the device in a step. The percentages are of `Ceilings`, the last that of the time which
@@ -90,6 +92,7 @@ class Row:
     feedback_bytes: int | None = None
     rounds: int = 0
     samples_ms: tuple[float, ...] = ()
+    processes: tuple[int, ...] = ()
     error: str | None = None
 
 

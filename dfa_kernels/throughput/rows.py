@@ -44,26 +44,35 @@ def rows(
     events: Sequence[Mapping[str, Any]],
     ceilings: Ceilings,
 ) -> list[Row]:
-    """In the order of the job's contestants; those that are not installed have none."""
-    samples = {e["contestant"]: e for e in events if e["event"] == "measured"}
+    """In the order of the job's contestants; those that are not installed have none. ``events``: of
+    one process after another."""
+    measured: dict[str, list[Mapping[str, Any]]] = {}
+    for event in events:
+        if event["event"] == "measured":
+            measured.setdefault(event["contestant"], []).append(event)
     deaths = {e["contestant"]: e["why"] for e in events if e["event"] == "died"}
-    base = samples.get(BASELINE, {}).get("samples_ms", [])
+    base = _samples(measured.get(BASELINE, []))
     made = []
     for name in job.contestants:
-        if name not in samples and name not in deaths:
+        found = measured.get(name, [])
+        if not found and name not in deaths:
             continue
-        found = samples.get(name, {"samples_ms": [], "launches": None})
         row = Row(
             contestant=name,
             method=methods[name],
             shape=job.shape,
             dtype=job.precision,
             device=job.device,
-            launches=found["launches"],
+            launches=found[0]["launches"] if found else None,
+            processes=tuple(len(each["samples_ms"]) for each in found),
             error=deaths.get(name),
         )
-        made.append(_timed(row, found["samples_ms"], base, work(job, methods[name]), ceilings))
+        made.append(_timed(row, _samples(found), base, work(job, methods[name]), ceilings))
     return made
+
+
+def _samples(measured: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [ms for each in measured for ms in each["samples_ms"]]
 
 
 def _timed(

@@ -13,7 +13,7 @@ from dfa_kernels.throughput.cost import Constants, Sample
 from dfa_kernels.throughput.job import Job
 from dfa_kernels.throughput.memory import Memory
 from dfa_kernels.throughput.networks import Shape
-from dfa_kernels.throughput.result import Crossover, Curve, Point, Prediction, Row
+from dfa_kernels.throughput.result import Crossover, Curve, Point, Prediction
 from dfa_kernels.throughput.spread import spread
 
 #: What everything but the axis is, by the device's type.
@@ -54,12 +54,18 @@ def places(kind: str) -> list[Place]:
         for value in values:
             found.setdefault(BASE[kind]._replace(**{axis: value}), []).append(axis)
     made = [Place(shape, tuple(axes)) for shape, axes in found.items()]
-    return sorted(made, key=lambda p: cost.units(p.shape, "bp", "float32").gflop)
+    return sorted(made, key=lambda p: _size(p.shape))
 
 
-def jobs(job: Job, kind: str) -> list[Job]:
-    """``job`` at every place."""
-    return [replace(job, shape=place.shape, least=LEAST) for place in places(kind)]
+def _size(shape: Shape) -> float:
+    return cost.units(shape, "bp", "float32").gflop
+
+
+def jobs(job: Job, kind: str, others: Sequence[Shape] = ()) -> list[Job]:
+    """``job`` at every place, and among them at ``others``: what the model is held against must be
+    of the same minutes."""
+    shapes = {place.shape for place in places(kind)} | set(others)
+    return [replace(job, shape=shape, least=LEAST) for shape in sorted(shapes, key=_size)]
 
 
 class Scaling(NamedTuple):
@@ -80,6 +86,15 @@ class Scaling(NamedTuple):
             self.samples[key] = event["samples_ms"]
         elif event["event"] == "died":
             self.errors[key] = event["why"]
+
+    def held_out(self, kind: str) -> dict[tuple[str, Shape], float]:
+        """Milliseconds by contestant and shape, of shapes that are no places on an axis."""
+        on_axes = {place.shape for place in places(kind)}
+        return {
+            key: spread(samples).median
+            for key, samples in self.samples.items()
+            if key[1] not in on_axes and key not in self.errors
+        }
 
     def weigh(self, found: Memory) -> None:
         self.memory[found.contestant, Shape(*found.shape)] = found.peak
@@ -157,19 +172,16 @@ def constants(curves: Sequence[Curve]) -> dict[str, Constants]:
 
 
 def predictions(
-    fitted: Mapping[str, Constants], curves: Sequence[Curve], rows: Sequence[Row]
+    fitted: Mapping[str, Constants],
+    curves: Sequence[Curve],
+    held_out: Mapping[tuple[str, Shape], float],
 ) -> list[Prediction]:
-    """Of the rows of the contestants that have curves; and of the places, whose times the constants
-    come from."""
+    """Of what was held out of the fit; and of the places, whose times the constants come from."""
     made = []
     for curve in {c.contestant: c for c in curves if c.contestant in fitted}.values():
         name, dtype = curve.contestant, curve.dtype
         at = times(curves, name)
-        held = {
-            Shape(*r.shape): r.ms
-            for r in rows
-            if (r.contestant, r.dtype) == (name, dtype) and r.ms and not r.error
-        }
+        held = {shape: ms for (contestant, shape), ms in held_out.items() if contestant == name}
         for shape, ms in {**held, **at}.items():
             predicted = cost.predict(fitted[name], shape, curve.method, dtype)
             made.append(

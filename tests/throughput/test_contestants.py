@@ -56,7 +56,10 @@ def test_the_counted_flops_are_those_that_torch_counts(name):
     assert counting.performed(built.run) == work.flops
 
 
-def test_the_launches_are_operations_and_no_views():
+def test_the_launches_are_operations_and_no_views(monkeypatch):
+    # Whose optimizer is the fastest is timed, and may not be the same one at every depth.
+    one = {"fused": contestants.IMPLEMENTATIONS["fused"]}
+    monkeypatch.setattr(contestants, "IMPLEMENTATIONS", one)
     x, y = torch.ones(3, 4), torch.ones(4, 2)
     assert counting.launched(lambda: (x @ y).T.contiguous().relu()) == 3  # mm, clone, relu
     depth = [

@@ -52,7 +52,8 @@ def test_the_defaults_are_all_who_can_run():
 def test_what_was_asked_for():
     made = Options.resolve(
         {"contestant": ["reference", "bp-eager", "reference"], "shape": ["1,2,3,4", "mlp:5x6"],
-         "dtype": ["bfloat16", "float32"], "seconds": 0.5, "threads": 3, "optimizer": "adamw"}
+         "dtype": ["bfloat16", "float32"], "seconds": 0.5, "processes": 2, "threads": 3,
+         "optimizer": "adamw"}
     )  # fmt: skip
     assert made.contestants == (BASELINE, "reference", "bp-eager")
     assert made.asked
@@ -60,7 +61,7 @@ def test_what_was_asked_for():
     assert [(j.precision, j.shape[0]) for j in jobs] == [
         ("bfloat16", 1), ("bfloat16", 512), ("float32", 1), ("float32", 512),
     ]  # fmt: skip
-    assert {(j.seconds, j.threads, j.rule) for j in jobs} == {(0.5, 3, "adamw")}
+    assert {(j.seconds, j.threads, j.rule) for j in jobs} == {(0.25, 3, "adamw")}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,7 @@ def test_what_was_asked_for():
         ({"seconds": -1.0}, "--seconds must be finite and at least 0, got -1.0"),
         ({"seconds": float("nan")}, "got nan"),
         ({"threads": 0}, "--threads must be at least 1, got 0"),
+        ({"processes": 0}, "--processes must be at least 1, got 0"),
         ({"device": "cuda:7"}, "--device 'cuda:7' cannot be used"),
         ({"device": "gpu"}, "--device 'gpu' cannot be used"),
         ({"device": "meta"}, "--device 'meta' is timed by no clock"),

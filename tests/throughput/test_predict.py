@@ -11,7 +11,7 @@ from dfa_kernels.cli import main
 from dfa_kernels.throughput import cost, predict, result, scaling
 from dfa_kernels.throughput.cost import Constants
 from dfa_kernels.throughput.networks import Shape
-from dfa_kernels.throughput.result import Result, Row
+from dfa_kernels.throughput.result import Prediction, Result
 from dfa_kernels.training import InputError
 
 ENVIRONMENT = {
@@ -32,12 +32,12 @@ def devices(tmp_path, monkeypatch):
 
 @pytest.fixture
 def measurement(tmp_path):
-    """A result with curves, and a row 10 % above the model's time."""
+    """A result with curves, and a shape that took 10 % above the model's time."""
     ms = 1.1 * cost.predict(MODELS["reference"], Shape(*HELD), "dfa", "float32")
-    rows = (Row("reference", "dfa", HELD, "float32", "cpu", ms=ms),)
+    held = Prediction("reference", "dfa", HELD, "float32", "cpu", 1.0, ms)
     curves = tuple(scaling.curves(measured(), METHODS, JOB, "cpu"))
     path = tmp_path / "throughput.json"
-    result.write(path, Result(ENVIRONMENT, rows=rows, scaling=curves))
+    result.write(path, Result(ENVIRONMENT, predictions=(held,), scaling=curves))
     return path
 
 

@@ -14,7 +14,7 @@ from dfa_kernels.throughput.job import Job
 from dfa_kernels.throughput.memory import Memory
 from dfa_kernels.throughput.networks import MLP, Shape
 from dfa_kernels.throughput.options import SHAPES, parse_shape
-from dfa_kernels.throughput.result import AXES, Row
+from dfa_kernels.throughput.result import AXES
 from dfa_kernels.throughput.scaling import BASE, VALUES, Scaling
 
 JOB = Job(("bp-eager", "reference"), BASE["cpu"])
@@ -120,21 +120,21 @@ def test_curves_have_points_in_order_memory_and_deaths():
     assert len(fitted) == len(scaling.places("cpu")) - 1
 
 
-def test_predictions_of_rows_are_held_out_and_those_of_places_fitted():
-    made = curves(measured())
-    base = tuple(BASE["cpu"])
-    rows = [
-        Row("reference", "dfa", (512, 4, 1024, 10), "float32", "cpu", ms=100.0),
-        Row("reference", "dfa", base, "float32", "cpu", ms=1e9),
-        Row("reference", "dfa", (1, 1, 1, 1), "bfloat16", "cpu", ms=1.0),
-        Row("reference", "dfa", (2, 1, 1, 1), "float32", "cpu", ms=1.0, error="it fell"),
-        Row("hand-written-dfa", "dfa", (512, 4, 1024, 10), "float32", "cpu", ms=100.0),
-    ]
-    found = scaling.predictions(scaling.constants(made), made, rows)
+def test_what_is_timed_among_the_places_is_held_out():
+    base, other = BASE["cpu"], Shape(512, 4, 1024, 10)
+    shapes = [job.shape for job in scaling.jobs(JOB, "cpu", (other, base))]
+    assert len(shapes) == len(scaling.places("cpu")) + 1
+    assert shapes.index((256, 4, 512, 10)) < shapes.index(other) < len(shapes) - 1  # by size
+    told = measured()
+    for name, samples in (
+        ("reference", [99.0, 100.0, 170.0]), ("hand-written-dfa", [1.0]), ("bp-eager", [1.0])
+    ):  # fmt: skip
+        told.take(other, {"event": "measured", "contestant": name, "samples_ms": samples})
+    told.take(other, {"event": "died", "contestant": "bp-eager", "why": "it fell"})
+    made = curves(told)
+    found = scaling.predictions(scaling.constants(made), made, told.held_out("cpu"))
     held = [p for p in found if not p.fitted]
-    assert [(p.contestant, p.shape, p.measured_ms) for p in held] == [
-        ("reference", (512, 4, 1024, 10), 100.0)
-    ]
+    assert [(p.contestant, p.shape, p.measured_ms) for p in held] == [("reference", other, 100.0)]
     wanted = cost.predict(MODELS["reference"], Shape(512, 4, 1024, 10), "dfa", "float32")
     assert held[0].predicted_ms == pytest.approx(wanted, rel=1e-3)
     (same,) = (p for p in found if p.shape == base and p.contestant == "reference")
@@ -183,13 +183,11 @@ def test_a_crossing_is_found_to_the_digit():
 
 def test_noise_moves_predictions_no_further_than_itself():
     noisy = curves(measured(off=lambda i: 1 + 0.05 * math.sin(7 * i)))
-    rows = [
-        Row("reference", "dfa", shape, "float32", "cpu",
-            ms=cost.predict(MODELS["reference"], Shape(*shape), "dfa", "float32"))
-        for shape in ((128, 3, 256, 10), (512, 4, 1024, 10), (512, 8, 2048, 10), (64, 8, 512, 10),
-                      (256, 4, 1024, 10000))
-    ]  # fmt: skip
-    for p in scaling.predictions(scaling.constants(noisy), noisy, rows):
+    held = {
+        ("reference", shape): cost.predict(MODELS["reference"], shape, "dfa", "float32")
+        for shape in SHAPES["cpu"]
+    }
+    for p in scaling.predictions(scaling.constants(noisy), noisy, held):
         if not p.fitted:
             assert p.predicted_ms == pytest.approx(p.measured_ms, rel=0.15)
 
