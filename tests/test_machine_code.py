@@ -351,18 +351,15 @@ def test_without_the_extension_the_others_are_looked_at(monkeypatch, capsys):
 
 
 def test_the_committed_table_is_of_today_s_cases():
-    """The newest Triton's: at least the usual cases, on every architecture. None spills, and what
-    does not pass is known: Triton copies one operand of a stored 16-bit update late on sm_80."""
+    """The newest Triton's: at least the usual cases, on every architecture; all of them pass, and
+    so do an older Triton's."""
     kept = json.loads((RESULTS / "machine_code.json").read_text())
-    rows = kept[newest_first(kept, "Triton")[0]]["rows"]
+    triton = newest_first(kept, "Triton")
+    rows = kept[triton[0]]["rows"]
     known = {(c.kernel, str(c), a) for c in cases() for a in machine_code.ARCHITECTURES}
     wanted = {(c.kernel, str(c), a) for c in usual() for a in machine_code.ARCHITECTURES}
     assert wanted <= {(r["kernel"], r["case"], r["arch"]) for r in rows} <= known
-    triton = [kept[version] for version in newest_first(kept, "Triton")]
-    broken = [r for run in triton for r in run["rows"] if r["violations"]]
-    assert all(r["arch"] == "80" and "bf16" in r["case"] and "stored" in r["case"] for r in broken)
-    assert all("copies of 128 bits" in v for r in broken for v in r["violations"])
-    assert all(not r["code"]["stack"] and not r["code"]["spills"] for r in rows)
+    assert [r for version in triton for r in kept[version]["rows"] if r["violations"]] == []
     table = (RESULTS / "machine_code.md").read_text()
     assert all(version in table for version in kept)
 
