@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         "environment": same[0].environment,
         "factor": options.factor,
         "runs": [len(same), len(planted)],
+        "processes": options.processes,
         "rows": decided(same, planted),
     }
     out = Path(options.out)
@@ -60,7 +61,8 @@ def run(folder: Path, factor: float, options: argparse.Namespace) -> Result:
     command = [
         sys.executable, "-m", "dfa_kernels", "bench", "--import", "bench.planted",
         "--contestant", BASELINE, "planted", "--shape", *options.shape,
-        "--seconds", str(options.seconds), "--threads", str(options.threads), "--no-memory",
+        "--seconds", str(options.seconds), "--processes", str(options.processes),
+        "--threads", str(options.threads), "--no-memory",
         "--out", str(folder), "--overwrite",
     ]  # fmt: skip
     ran = subprocess.run(
@@ -108,6 +110,7 @@ def markdown(made: dict[str, Any]) -> str:
         f"Written by `python -m bench.detection`: {made['runs'][0]} runs of the same code, each",
         f"compared with each, and with {made['runs'][1]} in which every step of DFA takes "
         f"{made['factor']:g} times as long.",
+        f"{made['processes']} processes time a shape in each.",
         "The change: new time by old, the lowest, middle and highest of all comparisons.",
         f"{env['device']}, {env['threads']} threads, torch {env['torch']}; {env['date']}.",
         "",
@@ -132,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--planted", type=int, default=3, help="runs that are slower")
     parser.add_argument("--factor", type=float, default=1.1)
     parser.add_argument("--seconds", type=float, default=9.0, help="for each shape of a run")
+    parser.add_argument("--processes", type=int, default=6, help="that time it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", default="runs/detection", metavar="DIR", help="the results")
     parser.add_argument("--out", default="runs/detection", metavar="DIR", help="the table")

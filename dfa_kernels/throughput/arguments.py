@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
     bench.add_argument("--optimizer", metavar="NAME", help="sgd, with momentum, or adamw (sgd)")
     bench.add_argument("--seconds", type=float, help="for each shape in each dtype (20)")
     bench.add_argument(
-        "--processes", type=int, metavar="N", help="that time each shape, one after another (3)"
+        "--processes", type=int, metavar="N", help="that time each shape, one after another (6)"
     )
     bench.add_argument("--threads", type=int, metavar="N", help="of a CPU (as torch has them)")
     bench.add_argument(

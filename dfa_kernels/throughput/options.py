@@ -79,7 +79,7 @@ class Options:
             device=str(device),
             optimizer=given.get("optimizer", "sgd"),
             seconds=given.get("seconds", 20.0),
-            processes=given.get("processes", 3),
+            processes=given.get("processes", 6),
             threads=given.get("threads", torch.get_num_threads()),
             modules=modules,
             notes=tuple(notes),
