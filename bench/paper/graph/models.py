@@ -10,6 +10,11 @@ linear map: there the neighbours of labelled nodes have their part of the error 
 backpropagation, and still no weight is transported (what is differentiated above the error point is
 a fixed average, or GAT's attention). The paper has it at the output: that is the control
 ``dfa-output``.
+
+``signs``: where the head's linear map has several parts, one for each way of mixing them, B is the
+same for all, times the sign with which the mixing of alike neighbours counts. Independent rows of B
+would have a labelled node and its neighbours pull a hidden unit in unrelated directions, which no
+learned head does: on Cora ChebNet's validation accuracy is then 76, and 79 with the signs.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import torch
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
 
+import dfa_kernels as dfa
 from bench.paper.graph.data import Inputs, drop
 from bench.paper.graph.layers import ChebConv, DNAConv, SplineConv
 
@@ -39,6 +45,8 @@ class Regularisation(NamedTuple):
 class Network(nn.Module):
     points: ClassVar[tuple[str, ...]] = ("hidden",)
     error_at: ClassVar[str | None] = "head.lin"
+    signs: ClassVar[tuple[int, ...]] = (1,)
+    width: int = 16  # of the last of the points
     head: nn.Module
 
     def __init__(self, regularisation: Regularisation) -> None:
@@ -60,6 +68,15 @@ class Network(nn.Module):
     def _drop_hidden(self, hidden: Tensor) -> Tensor:
         return drop(hidden, self.regularisation.hidden, self.training)
 
+    def feedback(self, distribution: str, seed: int, outputs: int) -> dfa.Feedback:
+        """B for an error point of ``len(signs)`` parts, each ``outputs`` wide."""
+        one = dfa.Feedback(distribution, seed=seed)
+        if len(self.signs) == 1:
+            return one
+        part = one.matrix(outputs, self.width)
+        matrix = torch.cat([sign * part for sign in self.signs])
+        return dfa.Feedback.from_matrix(matrix, scale=one.scale_for(self.width))
+
     def groups(self) -> list[dict[str, object]]:
         """The parameters for an optimizer, each with its weight decay."""
         head = list(self.head.parameters())
@@ -75,11 +92,13 @@ class ChebNet(Network):
     """Defferrard et al. 2016; polynomials of order 1 (two terms)."""
 
     error_at = "head.projected"
+    signs = (1, -1)  # Tₖ(L̂) ≈ Tₖ(−1) = (−1)ᵏ where neighbours are alike
 
     def __init__(
         self, features: int, classes: int, regularisation: Regularisation, width: int = 16
     ) -> None:
         super().__init__(regularisation)
+        self.width = width
         self.first = ChebConv(features, width, K=2)
         self.hidden = nn.ReLU()
         self.head = ChebConv(width, classes, K=2)
@@ -117,6 +136,7 @@ class SplineNet(Network):
     """Fey et al. 2018; an edge's place on its spline is the degree of its target."""
 
     error_at = "head.projected"
+    signs = (1, 1, 1)
 
     def __init__(self, features: int, classes: int, regularisation: Regularisation) -> None:
         super().__init__(regularisation)

@@ -35,8 +35,12 @@ class GraphRun(Run):
         super().__init__(seed)
         self.problem = problem
         network = problem.network()
-        feedback = dfa.Feedback(problem.setting.distribution, seed=seed)
-        at, method = (None, "dfa") if method == OUTPUT else (network.error_at, method)
+        distribution = problem.setting.distribution
+        if method == OUTPUT:
+            method, at, feedback = "dfa", None, dfa.Feedback(distribution, seed=seed)
+        else:
+            at = network.error_at
+            feedback = network.feedback(distribution, seed, problem.outputs())
         self.net = dfa.DFA(network, feedback, network.points, error_at=at, method=method)
         self.optimizer = torch.optim.Adam(network.groups(), lr=rate)
 
@@ -68,7 +72,10 @@ class GraphProblem(Problem):
             "feedback": setting.distribution,
         }
         with torch.random.fork_rng(devices=[]):
-            self.description["error_at"] = self.network().error_at or "output"
+            network = self.network()
+        self.description["error_at"] = network.error_at or "output"
+        if len(network.signs) > 1:
+            self.description["signs of B"] = list(network.signs)
 
     def visible(self, graph: Graph) -> Graph:
         """What of the graph a network is given."""
