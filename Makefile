@@ -86,7 +86,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/dfa-kernels bench --scaling --overwrite $(ARGS)
+	$(BIN)/dfa-kernels bench --scaling --processes 2 --overwrite $(ARGS)
 	$(BIN)/dfa-kernels report runs/bench/throughput.json --out runs/bench/report.html
 
 instructions: $(READY)
