@@ -58,7 +58,8 @@ def kept(net, optimizer):
     return [p.detach() for p in net.parameters()] + states
 
 
-def agree(ours, net, theirs, plain, tolerance=1e-12):
+def agree(ours, net, theirs, plain, tolerance=1e-11):
+    """To fp64's rounding, which AdamW magnifies where a gradient is nearly nothing."""
     for a, b in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
         for key, value in theirs.state[b].items():
