@@ -22,6 +22,7 @@ from typing import Any
 from dfa_kernels.throughput import result
 from dfa_kernels.throughput.compare import compare
 from dfa_kernels.throughput.networks import Shape
+from dfa_kernels.throughput.options import FILE
 from dfa_kernels.throughput.result import BASELINE, FASTER, SLOWER, UNDECIDED, Result
 
 SHAPES = ("128,3,256,10", "64,8,512,10")
@@ -70,7 +71,7 @@ def run(folder: Path, factor: float, options: argparse.Namespace) -> Result:
     )
     if ran.returncode:
         raise SystemExit(f"dfa-kernels bench failed with status {ran.returncode}")
-    return result.read(folder / "throughput.json")
+    return result.read(folder / FILE)
 
 
 def decided(same: list[Result], planted: list[Result]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ a fixed average, or GAT's attention). The paper has it at the output: that is th
 ``signs``: where the head's linear map has several parts, one for each way of mixing them, B is the
 same for all, times the sign with which the mixing of alike neighbours counts. Independent rows of B
 would have a labelled node and its neighbours pull a hidden unit in unrelated directions, which no
-learned head does: on Cora ChebNet's validation accuracy is then 76, and 79 with the signs.
+learned head does.
 """
 
 from __future__ import annotations
