@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +113,11 @@ def _time(options: Options, book: Book) -> None:
     jobs = options.jobs()
     told: list[list[Mapping[str, Any]]] = [[] for _ in jobs]
     absent: dict[str, str] = {}
-    turns = [turn for turn in range(options.processes) for _ in jobs]
-    for i, (turn, job, found) in enumerate(zip(turns, cycle(jobs), cycle(told)), 1):
+    turns = options.processes * list(zip(jobs, told, strict=True))
+    for i, (job, found) in enumerate(turns, 1):
         gone = {e["contestant"] for e in found if e["event"] in ("died", "absent")}
         left = tuple(name for name in job.contestants if name not in gone)
-        if turn and not any(event["event"] == "measured" for event in found):
+        if not left:
             continue
         _say(f"{i} of {len(turns)}: {job.where}, {len(left)} contestants …")
         try:
