@@ -6,7 +6,7 @@ Metadata is in pyproject.toml. Two variables say what is wanted:
                             `dfa-kernels info` says why (the default); require: that is an error;
                             skip: nothing is compiled
     DFA_KERNELS_CUDA_ARCHS  "80 86 89 90 100 120"; PTX of the newest is added, for later GPUs.
-                            All six took an AMD EPYC 190 s of processor time (nvcc 13.0)
+                            All six took an AMD EPYC 200 s of processor time (nvcc 13.0)
 """
 
 from __future__ import annotations

@@ -70,7 +70,10 @@ def built_violations(kernel: str, compute: str, size: str, tile: Any, code: Code
     if kernel == "project":
         copied, depth = tile.n * tile.k, 4 if scalar else 16  # of an innermost loop
         products = tile.n * tile.d * depth
-        loads = stores = 1 + 2  # eight columns, of 16 bits and of 32
+        # Eight columns of every fourth of a warp's rows, of 16 bits or of 32: as many at once as
+        # registers hold.
+        rows, most = min(tile.n // 2, 32) // 4, 16 // itemsize
+        loads = stores = min(rows, most) + 2 * (1 if itemsize == 2 else 2)
     else:
         copied = tile.n * (tile.d + tile.k)
         products = tile.d * tile.k * (1 if scalar else tile.n)

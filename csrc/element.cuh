@@ -61,19 +61,7 @@ __device__ __forceinline__ void store_eight(float* to, const float (&value)[8]) 
     reinterpret_cast<float4*>(to)[1] = make_float4(value[4], value[5], value[6], value[7]);
 }
 
-// The same in global memory, of a dtype.
-__device__ __forceinline__ void load_eight(DType dtype, const void* from, int64_t at,
-                                           float (&value)[8]) {
-    if (dtype == DType::f32) return load_eight(static_cast<const float*>(from) + at, value);
-    const uint4 vector = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(from) + at);
-    const uint32_t word[4] = {vector.x, vector.y, vector.z, vector.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const float2 pair = dtype == DType::bf16 ? unpack_bf16(word[i]) : unpack_f16(word[i]);
-        value[2 * i] = pair.x, value[2 * i + 1] = pair.y;
-    }
-}
-
+// To global memory, in a dtype.
 __device__ __forceinline__ void store_eight(DType dtype, void* to, int64_t at,
                                             const float (&value)[8]) {
     if (dtype == DType::f32) {

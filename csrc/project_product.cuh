@@ -33,6 +33,9 @@ struct ProjectShape {
     static constexpr int kTiles = large ? 4 : 1, kRows = 16 * kTiles;  // of a warp
     static constexpr int kN = 2 * kRows, kD = 128, kK = 32, kThreads = 128;
     static constexpr int kBlocks = large ? 2 : 3;  // a multiprocessor, by their registers
+    // Of eight elements that f′ is read from: what a thread has on its way beside its product.
+    static constexpr int kAhead = sizeof(Element) == 2 ? 8 : 4;
+    static constexpr int kAheadOfFloats = sizeof(Element) == 2 ? 1 : 2;
     static constexpr int kStages = ProjectOperand<compute>::kStages;
     // Rows of e a vector longer than they need: eight of them, 16 bytes each, lie in all banks.
     static constexpr int kVector = 16 / sizeof(Element), kPitch = kK + kVector;
