@@ -96,7 +96,11 @@ Applied read_applied(Reader& from, const UpdateTable& table, int rows, bool opti
     a.parameter = from.pointer("a parameter", table.parameter, optional);
     for (void*& state : a.state) state = from.pointer("a state", table.state, true);
     a.copy = from.pointer("a low-precision copy", table.copy, true);
-    a.row = from.between("the row of hyperparameters", 0, rows - 1);
+    if (rows > 0) {
+        a.row = from.between("the row of hyperparameters", 0, rows - 1);
+    } else {
+        a.hyper = from.pointer<const double>("a row of hyperparameters", 8, a.parameter == nullptr);
+    }
     if (!has_states(a, table)) refuse("a state that the rule reads is a null pointer");
     return a;
 }
@@ -169,7 +173,8 @@ void run_update(const py::list& numbers, const py::object& scratch) {
     table.rule = from.one_of("the rule", Rule::adamw);
     for (DType* type : {&table.x, &table.error, &table.parameter, &table.state, &table.copy})
         *type = from.one_of("a dtype", DType::f16);
-    const int rows = from.between("the rows of hyperparameters", 1, kUpdateRows);
+    const int rows = from.between("the rows of hyperparameters", 0, kUpdateRows);
+    if (rows == 0 && table.rule == Rule::store) refuse("to store a gradient takes a row of zeros");
     for (int r = 0; r < rows; ++r)
         for (float& h : table.hyper[r]) h = from.real();
     const int layers = from.between("the layers of a launch", 0, kUpdateLayers);

@@ -54,13 +54,18 @@ class Reader {
     }
 
     // Of elements of `type`; null only where `optional`.
-    template <class T = void>
-    T* pointer(const char* name, DType type, bool optional = false) {
+    void* pointer(const char* name, DType type, bool optional = false) {
+        return pointer<void>(name, bytes(type), optional);
+    }
+
+    // Of elements of so many bytes.
+    template <class T>
+    T* pointer(const char* name, int64_t bytes, bool optional) {
         const int64_t address = integer();
         if (address == 0 && !optional) refuse(std::string(name) + " is a null pointer");
-        if (address % bytes(type) != 0)
+        if (address % bytes != 0)
             refuse(std::string(name) + " lies at an address that is no multiple of its elements' " +
-                   std::to_string(bytes(type)) + " bytes");
+                   std::to_string(bytes) + " bytes");
         return reinterpret_cast<T*>(address);
     }
 
@@ -105,11 +110,13 @@ inline bool whole_rows(const Applied& a, const UpdateLayer& layer, const UpdateT
            fits(a.state[1], table.state) && fits(a.copy, table.copy);
 }
 
-// Whether the states are there that the rule reads; a momentum of 0 needs none.
+// Whether the states are there that the rule reads; a momentum of 0 needs none, and without one a
+// momentum in memory is not read.
 inline bool has_states(const Applied& a, const UpdateTable& table) {
     if (a.parameter == nullptr || table.rule == Rule::store) return true;
     const float* const hyper = table.hyper[a.row];
-    if (table.rule == Rule::sgd) return a.state[0] != nullptr || (hyper[1] == 0 && hyper[6] == 0);
+    if (table.rule == Rule::sgd)
+        return a.state[0] != nullptr || a.hyper != nullptr || (hyper[1] == 0 && hyper[6] == 0);
     return a.state[0] != nullptr && a.state[1] != nullptr;
 }
 

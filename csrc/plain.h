@@ -99,8 +99,7 @@ class PlainStep {
         }
         if (copy != Py_None && !beside(copy, parameter, ndim, known_copy_, table.copy, out.copy))
             return false;
-        out.row = row(PyTuple_GET_ITEM(update, 2));
-        return out.row >= 0 && has_states(out, table);
+        return hyper(PyTuple_GET_ITEM(update, 2), out) && has_states(out, table);
     }
 
     // A state or a copy of a parameter: laid out as that is.
@@ -115,11 +114,20 @@ class PlainStep {
         return true;
     }
 
+    // Numbers, or in all of a step a row in memory.
+    bool hyper(PyObject* given, Applied& out) {
+        if (PyTuple_Check(given) || PyList_Check(given)) {
+            out.row = row(given);
+            return out.row >= 0 && !in_memory_;
+        }
+        in_memory_ = true;
+        return rows_ == 0 && tensors_.read_row(given, kColumns, out.hyper);
+    }
+
     // Parameters of a group share one object; a compiled step has a list for each parameter.
     int row(PyObject* hyper) {
         for (int r = 0; r < rows_; ++r)
             if (hyper_[r] == hyper) return r;
-        if (!PyTuple_Check(hyper) && !PyList_Check(hyper)) return -1;
         for (int r = 0; r < rows_; ++r)
             if (py::handle(hyper_[r]).equal(py::handle(hyper))) return r;
         if (rows_ == kUpdateRows) return -1;
@@ -189,6 +197,7 @@ class PlainStep {
     int64_t widest_error_ = 0, widest_input_ = 0;
     PyObject* hyper_[kUpdateRows];
     int rows_ = 0, segments_ = 0;
+    bool in_memory_ = false;
     bool known_x_ = false, known_parameter_ = false, known_state_ = false, known_copy_ = false;
 };
 

@@ -66,7 +66,8 @@ struct Applied {
     void* parameter;
     void* state[2];  // null where the rule has none
     void* copy;      // the low-precision copy of an fp32 master, or null
-    int32_t row;     // of the table's hyperparameters
+    const double* hyper;  // its row of contract.RULES in memory, read when the step runs; or null:
+    int32_t row;          // of the table's hyperparameters
 };
 
 // A term of a gradient's sum over N: dW += δᵀ·x, db += Σ δ.
@@ -94,7 +95,7 @@ struct UpdateLayer {
     int32_t aligned;  // parameter, states and copy: rows of whole 16-byte vectors
 };
 
-// A row of hyperparameters as `dfa_kernels.backends.triton.optimizer.columns` makes it.
+// A row of hyperparameters as `dfa_kernels.backends.grouped.hyper.columns` makes it.
 //   sgd    lr, momentum (0 at the first step), gain, decay, Nesterov's momentum, sign, buffered
 //   adamw  1 − lr·decay, ±(1 − β1), β2, 1 − β2, eps, lr / (1 − β1ᵗ), 1 / √(1 − β2ᵗ)
 constexpr int kColumns = 7;

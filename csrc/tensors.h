@@ -62,6 +62,16 @@ class Tensors {
                t.strides[ndim - 1] == 1 && out.stride >= out.columns && out.stride < kStrides;
     }
 
+    // Whether `object` is a tensor of so many adjacent doubles.
+    bool read_row(PyObject* object, int64_t count, const double*& out) const {
+        DLTensor t;
+        if (read_ == nullptr) return false;
+        if (read_(object, &t) != 0) return PyErr_Clear(), false;
+        out = reinterpret_cast<const double*>(static_cast<char*>(t.data) + t.byte_offset);
+        return t.ndim == 1 && t.shape[0] == count && t.strides[0] == 1 && t.lanes == 1 &&
+               t.code == kFloat && t.bits == 64 && is_here(t);
+    }
+
     // Whether it has no elements: a state that the rule does without.
     bool empty(PyObject* object) const {
         DLTensor t;

@@ -68,7 +68,8 @@ struct Program {
     static constexpr int kStride = kSide + 8;              // of its rows in shared memory
     static constexpr int kStage = 2 * Tile::kElements;     // δ, then x
     static constexpr int kTiles = Shape::kStages * kStage * int(sizeof(Element));
-    static constexpr int kBytes = kTiles + (Shape::kFly ? Delta<Shape>::kBytes : 0);
+    static constexpr int kDelta = Shape::kFly ? Delta<Shape>::kBytes : 0;
+    static constexpr int kBytes = kTiles + kDelta + 2 * int(sizeof(Hyper));
     static_assert((kRows * kStride + kSide) * 4 <= kTiles, "a band and db lie where tiles lay");
 
     const UpdateTable& table;
@@ -91,6 +92,7 @@ struct Program {
             }
             cp_async_commit();
         }
+        keep_hyper();
         if constexpr (Shape::kFly) {
             if (blocks > 0) {
                 delta.fetch(now.here(), now.n0);
@@ -134,6 +136,18 @@ struct Program {
                                       from.rows, k0, layer.k, from.aligned);
     }
 
+    // The weight's hyperparameters, then the bias'.
+    __device__ __forceinline__ Hyper* hyper() const {
+        return reinterpret_cast<Hyper*>(shared + kTiles + kDelta);
+    }
+
+    // Two threads of two warps make them, while the first tiles are on their way.
+    __device__ __forceinline__ void keep_hyper() const {
+        if (table.rule == Rule::store) return;
+        if (threadIdx.x == 0) hyper()[0] = hyper_of(table, layer.weight);
+        if (threadIdx.x == 32) hyper()[1] = hyper_of(table, layer.bias);
+    }
+
     // Leaves this part of the sum in memory; whether it was the tile's last.
     __device__ __forceinline__ bool part(const Product& product) const {
         float* weight = table.partial + int64_t(slot) * kSide * kSide;
@@ -168,7 +182,7 @@ struct Program {
                 place[c] = {d * layer.stride + k, count, count == 4 && layer.aligned};
                 vector(gradient[c], rows, row, band, column);
             }
-            apply(table, layer.weight, place, gradient);
+            apply(table, layer.weight, hyper()[0], place, gradient);
         }
     }
 
@@ -200,7 +214,7 @@ struct Program {
             for (int s = 0; s < table.splits; ++s) gradient[0][0] += part[s * kSide];
         }
         const Place place[1] = {{d, 1, false}};
-        apply(table, layer.bias, place, gradient);
+        apply(table, layer.bias, hyper()[1], place, gradient);
     }
 };
 

@@ -83,9 +83,11 @@ __device__ __forceinline__ void store(DType type, void* base, const Place& place
 }
 
 // The rule's step with `gradient` at COUNT places: all are loaded before the first is stepped.
+// `shared`: the hyperparameters, which `store` has none of.
 template <int COUNT>
 __device__ __forceinline__ void apply(const UpdateTable& table, const Applied& applied,
-                                      const Place (&place)[COUNT], float (&gradient)[COUNT][4]) {
+                                      const Hyper& shared, const Place (&place)[COUNT],
+                                      float (&gradient)[COUNT][4]) {
     if (table.rule == Rule::store) {
 #pragma unroll
         for (int c = 0; c < COUNT; ++c) {
@@ -93,9 +95,7 @@ __device__ __forceinline__ void apply(const UpdateTable& table, const Applied& a
         }
         return;
     }
-    Hyper hyper;
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) hyper.column[i] = table.hyper[applied.row][i];
+    const Hyper hyper = shared;
     const bool adam = table.rule == Rule::adamw;
     const bool reads = adam || hyper.column[1] != 0.0f;   // sgd: there is a momentum,
     const bool writes = adam || hyper.column[6] != 0.0f;  // or will be

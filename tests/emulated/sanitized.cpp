@@ -2,6 +2,7 @@
 // does, what must be written begins as NaN. As a program, without arguments:
 //
 //     0: all that was written is finite; 1: some is not, or the emulator says why it stopped
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -73,6 +74,8 @@ void expect(const char* name, Error error, std::initializer_list<const Matrix*> 
     std::printf("%s: %s\n", name, error == kSuccess ? "not finite" : error_text(error));
 }
 
+using Row = std::array<double, kColumns>;
+
 int tiles(int size, int tile) { return (size + tile - 1) / tile; }
 
 // δ of two layers of one group, the second narrower; and of the head.
@@ -108,9 +111,10 @@ void run_project(const char* name, Compute compute, DType type, Distribution dis
     expect(name, project(*table, compute, false, nullptr), {&out[0], &out[1], &out[2]});
 }
 
-// The step of two layers, whose sums are of two segments and of one.
+// The step of two layers, whose sums are of two segments and of one. `row`: hyperparameters that
+// the kernel reads, or null.
 void run_update(const char* name, Compute compute, DType type, Rule rule, int rows, int d, int k,
-                int padding, int splits, bool fly) {
+                int padding, int splits, bool fly, const double* row = nullptr) {
     constexpr int kErrorWidth = 10, kSegments = 3;
     const Tile tile = update_tile(compute, false, fly);
     std::unique_ptr<UpdateTable> table(new UpdateTable{});
@@ -153,8 +157,9 @@ void run_update(const char* name, Compute compute, DType type, Rule rule, int ro
             return store ? matrix(type, height, width, width, kUnwritten)
                          : random(type, height, width, width);
         };
-        Applied a{hold(written, one(DType::f32)), {}, nullptr, 0};
+        Applied a{hold(written, one(DType::f32)), {}, nullptr, nullptr, 0};
         if (store) return a;
+        a.hyper = row;
         a.state[0] = hold(written, one(DType::f32));
         if (rule == Rule::adamw)
             a.state[1] = hold(written, matrix(DType::f32, height, width, width, 0.01f));
@@ -205,5 +210,12 @@ int main() {
     run_update("SGD on the fly", Compute::bf16, kBf16, Rule::sgd, 70, 40, 40, 0, 2, true);
     run_update("tf32", Compute::tf32, kF32, Rule::sgd, 37, 36, 36, 0, 1, false);
     run_update("f32 on the fly, odd", Compute::f32, kF32, Rule::adamw, 37, 35, 67, 1, 1, true);
+    // Rows in memory, each of which ends where its memory does.
+    const auto sgd = std::make_unique<Row>(Row{0.1, 0.9, 0.5, 0.01, 1, 0, 0});
+    const auto adamw = std::make_unique<Row>(Row{0.1, 0.9, 0.99, 1e-8, 0.01, 1, 1000});
+    run_update("SGD by memory", Compute::bf16, kBf16, Rule::sgd, 70, 40, 40, 0, 2, true,
+               sgd->data());
+    run_update("AdamW by memory", Compute::f16, kF16, Rule::adamw, 10, 37, 67, 1, 1, false,
+               adamw->data());
     return failures != 0;
 }

@@ -8,6 +8,7 @@ from dfa_kernels.backends.cuda import project, rules, update
 from dfa_kernels.backends.cuda.kernels import Kernels
 from dfa_kernels.backends.cuda.launch import Launcher
 from dfa_kernels.backends.cuda.rules import Device
+from dfa_kernels.backends.grouped.hyper import COLUMNS
 from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
 from dfa_kernels.feedback import Feedback
 
@@ -90,7 +91,7 @@ def test_project_refuses(nothing, projection, place, value, message):
     ("place", "value", "message"),
     [
         ("rule", 3, "the rule must be in"),
-        ("rows", 33, r"the rows of hyperparameters must be in \[1, 32\]"),
+        ("rows", 33, r"the rows of hyperparameters must be in \[0, 32\]"),
         ("layers", 65, r"the layers of a launch must be in \[0, 64\]"),
         ("D", 2**31, "the rows of a weight must be in"),
         ("stride", 7, "a weight has rows of 8 elements, 7 apart"),
@@ -108,6 +109,25 @@ def test_project_refuses(nothing, projection, place, value, message):
 def test_update_refuses(nothing, step, place, value, message):
     step[U[place]] = value
     with pytest.raises(ValueError, match=message):
+        nothing.update(step, scratch)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [(0, "a row of hyperparameters is a null pointer"), (4, "no multiple of its elements' 8")],
+)
+def test_update_refuses_rows_that_are_nowhere(nothing, step, address, message):
+    """Without rows in the list a weight's are in memory."""
+    step[U["rows"] : U["layers"]] = [0]
+    step[U["row"] - COLUMNS] = address
+    with pytest.raises(ValueError, match=message):
+        nothing.update(step, scratch)
+
+
+def test_no_rows_are_stored(nothing, step):
+    step[U["rule"]] = 0
+    step[U["rows"] : U["layers"]] = [0]
+    with pytest.raises(ValueError, match="to store a gradient takes a row of zeros"):
         nothing.update(step, scratch)
 
 

@@ -143,6 +143,43 @@ def test_rows_that_differ(delta):
     check_step("sgd", given)
 
 
+def in_memory(given):
+    rows = [
+        [u and u._replace(hyper=torch.tensor(u.hyper, dtype=torch.float64)) for u in update[:2]]
+        for update in given
+    ]
+    return [g._replace(weight=w, bias=b) for g, (w, b) in zip(given, rows, strict=True)]
+
+
+@pytest.mark.parametrize("how", [ON_THE_FLY, STORED])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_rows_in_memory(rule, how, delta):
+    delta(how)
+    check_step(rule, lambda: in_memory(updates(rule)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.float(),
+        lambda row: row[1:],
+        lambda row: torch.stack((row, row), 1)[:, 0],
+        lambda row: row.to("meta"),
+        lambda row: row[None],
+        lambda row: row.tolist(),
+        lambda row: None,
+    ],
+)
+@pytest.mark.parametrize("where", [0, -1])
+def test_rows_that_are_not_plain(nothing, change, where):
+    given = in_memory(updates("sgd"))
+    weight = given[where].weight
+    given[where] = given[where]._replace(weight=weight._replace(hyper=change(weight.hyper)))
+    seen = Seen(nothing)
+    assert not Kernels(seen)._run_plainly(Feedback(), "sgd", given)
+    assert seen.asked == [False]
+
+
 def test_a_matrix_of_the_user():
     matrix = torch.randn(10, 25, generator=torch.Generator().manual_seed(2))
     check_step("sgd", lambda: updates("sgd"), Feedback.from_matrix(matrix))

@@ -2,7 +2,22 @@
 
 import pytest
 import torch
-from oracle import ADAMW, HYPER, SGD, check_step, head, mapped, record, stepped, tensors
+from oracle import (
+    ADAMW,
+    BAD_ROWS,
+    HYPER,
+    RULE_CASES,
+    SGD,
+    check_step,
+    head,
+    in_memory,
+    mapped,
+    record,
+    slower,
+    stepped,
+    tensors,
+    with_rows,
+)
 from torch.testing import assert_close
 
 from dfa_kernels import ops
@@ -12,35 +27,15 @@ from dfa_kernels.backends.triton import rules
 from dfa_kernels.backends.triton.launch import Launcher
 from dfa_kernels.feedback import Feedback
 
-CASES = [("sgd", h) for h in SGD.values()] + [("adamw", h) for h in ADAMW.values()]
-IDS = [f"sgd {name}" for name in SGD] + [f"adamw {name}" for name in ADAMW]
 
-
-def in_memory(update, *hypers):
-    """The update with rows of its own for weight and bias, between NaNs."""
-    around = torch.full((len(hypers), 9), float("nan"), dtype=torch.float64)
-    values = torch.tensor(hypers, dtype=torch.float64)
-    rows = [row[1:8].copy_(h) for row, h in zip(around, values, strict=True)]
-    return _with_rows(update, *rows)
-
-
-def _with_rows(update, row, bias_row):
-    bias = None if update.bias is None else update.bias._replace(hyper=bias_row)
-    return update._replace(weight=update.weight._replace(hyper=row), bias=bias)
-
-
-def _slower(hyper):
-    return (hyper[0] / 2, *hyper[1:])
-
-
-@pytest.mark.parametrize(("rule", "hyper"), CASES, ids=IDS)
+@pytest.mark.parametrize(("rule", "hyper"), RULE_CASES)
 def test_the_bits_are_those_of_numbers(rule, hyper, either_delta):
     error = torch.randn(21, 6)
     made = []
     layers = [record(21, 33, 18), record(21, 70, 130), head(error, 5)]
     updates = [stepped(rule, [Segment(error, 0.2, x)]) for x in layers]
-    for place in (_with_rows, in_memory):
-        given = [place(u, hyper, _slower(hyper)) for u in updates]
+    for place in (with_rows, in_memory):
+        given = [place(u, hyper, slower(hyper)) for u in updates]
         made.append(check_step(Feedback(), rule, given))
     for numbers, rows in zip(*made, strict=True):
         assert torch.equal(numbers, rows)
@@ -55,7 +50,7 @@ def test_bias_corrections_have_no_fp32_in_them(step, betas, delta):
     update = stepped("adamw", [Segment(error, 0.2, record(5, 4, 3))])
     made = [
         check_step(Feedback(), "adamw", [place(update, hyper, hyper)])
-        for place in (_with_rows, in_memory)
+        for place in (with_rows, in_memory)
     ]
     assert all(map(torch.equal, *made))
 
@@ -68,7 +63,7 @@ def test_the_same_launch_again_steps_by_what_is_there_now(rule, hyper, launched,
     delta(rules.ON_THE_FLY)
     error = torch.randn(21, 6)
     update = stepped(rule, [Segment(error, 0.2, record(21, 33, 18))], copy=torch.bfloat16)
-    update = in_memory(update, hyper, _slower(hyper))
+    update = in_memory(update, hyper, slower(hyper))
     wanted = LayerUpdate(*(mapped(u, torch.clone) for u in update[:2]), update.segments)
     ops.step_(Feedback(), rule, [update])
     Reference().step_(Feedback(), rule, [wanted])
@@ -104,21 +99,12 @@ def test_a_sum_in_parts(monkeypatch, either_delta):
     check_step(Feedback(), "adamw", [in_memory(update, HYPER["adamw"], HYPER["adamw"])])
 
 
-BAD = {
-    "7 float64 on cpu, got float32": lambda row: row.float(),
-    r"7 float64 on cpu, got float64 of shape \(6,\)": lambda row: row[1:],
-    "7 float64 on cpu, got float64 of shape .* on meta": lambda row: row.to("meta"),
-    r"must be contiguous, got stride \(2,\)": lambda row: torch.stack((row, row), 1)[:, 0],
-    "both be numbers or both rows in memory": lambda row: row.tolist(),
-}
-
-
-@pytest.mark.parametrize("message", BAD)
+@pytest.mark.parametrize("message", BAD_ROWS)
 def test_other_rows_are_refused(message):
     error = torch.randn(5, 3)
     update = stepped("adamw", [Segment(error, 0.2, record(5, 4, 3))])
     row = torch.tensor(HYPER["adamw"], dtype=torch.float64)
-    bad = _with_rows(update, row, BAD[message](row))
+    bad = with_rows(update, row, BAD_ROWS[message](row))
     before = [t.clone() for t in tensors([bad])]
     with pytest.raises(ValueError, match=message):
         ops.step_(Feedback(), "adamw", [bad])

@@ -21,7 +21,6 @@ from torch import Tensor
 from dfa_kernels.backends.contract import Layer, LayerUpdate, Point
 from dfa_kernels.backends.cuda import extension, rules
 from dfa_kernels.backends.cuda.kernels import Kernels
-from dfa_kernels.backends.reference import Reference
 from dfa_kernels.feedback import Feedback
 
 
@@ -67,15 +66,7 @@ class CUDA:
         return self._kernels.gradients(error, feedback, scale, layers, dtype)
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
-        if updates and type(updates[0].weight.hyper) is Tensor:
-            # Its tables hold numbers. Rows in memory are the reference's, which waits for nothing.
-            self._reference.step_(feedback, rule, updates)
-            return
         self._kernels.step_(feedback, rule, updates)
-
-    @functools.cached_property
-    def _reference(self) -> Reference:
-        return Reference()
 
     @functools.cached_property
     def _kernels(self) -> Kernels:

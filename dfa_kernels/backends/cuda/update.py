@@ -1,7 +1,8 @@
 """`update`: what its launches are told. A gradient is never in memory.
 
 The list, as csrc/binding.cpp reads it: compute, distribution, seed, whether δ is made on the fly,
-rule, dtypes of x, error, parameter, state and copy, rows of hyperparameters and those rows, layers;
+rule, dtypes of x, error, parameter, state and copy, rows of hyperparameters and those rows (none
+where they are in memory, and the entries of weight and bias have addresses of theirs), layers;
 of each layer D, K, row stride, five entries each of weight and bias, segments; of each segment N,
 x, row stride, and either δ and its row stride, or k, activation, saved, row stride, E, error,
 row stride, stream, scale.
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dfa_kernels.activation import CODES
 from dfa_kernels.backends.contract import HEAD
@@ -39,11 +41,11 @@ def launches(
     """One for all updates of the same dtypes, unless they exceed a table."""
     classes: dict[tuple, list[Grouped]] = {}
     for update in updates:
-        fly = update.terms[0].error is not None
-        classes.setdefault((fly, *_dtypes(update)), []).append(update)
+        fly, in_memory = update.terms[0].error is not None, type(update.weight.hyper) is Tensor
+        classes.setdefault((in_memory, fly, *_dtypes(update)), []).append(update)
     return [
         _launch(rule, feedback, chunk, rows, fly, dtypes, device)
-        for (fly, *dtypes), kept in classes.items()
+        for (_, fly, *dtypes), kept in classes.items()
         for chunk, rows in _chunks(rule, kept)
     ]
 
@@ -69,7 +71,7 @@ def _chunks(rule: str, updates: list[Grouped]) -> Iterator[tuple[list[Grouped], 
     for update in updates:
         if len(update.terms) > SEGMENTS:
             update = update._replace(terms=_joined(update.terms))
-        own = {_row(rule, a): 0 for a in (update.weight, update.bias) if a is not None}
+        own = _own_rows(rule, update)
         segments += len(update.terms)
         full = len(chunk) == LAYERS or segments > SEGMENTS
         if chunk and (full or len(rows.keys() | own.keys()) > ROWS):
@@ -146,13 +148,22 @@ def _launch(
     return Launch("update", device.ordinal, device.multiprocessors, table, updates)
 
 
+def _own_rows(rule: str, update: Grouped) -> _Rows:
+    """What the table must hold for the update: nothing where its rows are in memory."""
+    if type(update.weight.hyper) is Tensor:
+        return {}
+    return {_row(rule, a): 0 for a in (update.weight, update.bias) if a is not None}
+
+
 def _row(rule: str, applied: Applied) -> tuple[float, ...]:
     return (0.0,) * COLUMNS if rule == "store" else columns_of(rule, tuple(applied.hyper))
 
 
 def _entries(rule: str, applied: Applied, rows: _Rows) -> list[int]:
-    """A parameter, its two states, its low-precision copy, and its row of hyperparameters."""
-    parameter, states, copy, _ = applied
+    """A parameter, its two states, its low-precision copy, and its row of hyperparameters or, where
+    that is in memory, its address."""
+    parameter, states, copy, hyper = applied
     first, second, *_ = [s.data_ptr() if s.numel() else 0 for s in states] + [0, 0]
     copied = 0 if copy is None else copy.data_ptr()
-    return [parameter.data_ptr(), first, second, copied, rows[_row(rule, applied)]]
+    place = hyper.data_ptr() if type(hyper) is Tensor else rows[_row(rule, applied)]
+    return [parameter.data_ptr(), first, second, copied, place]
