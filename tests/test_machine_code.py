@@ -188,9 +188,9 @@ TILES = {
     Built("update", "fp32", "small"): Tile(16, 64, 64, 256, 4, 32768),
 }
 LEAST = {  # products and copies of a loop, loads and stores
-    Built("project", "bf16", "large"): ("mma", 32, 4, 3, 3),
-    Built("project", "tf32", "small"): ("mma", 16, 2, 3, 3),
-    Built("project", "fp32", "large"): ("fma", 512, 8, 3, 3),
+    Built("project", "bf16", "large"): ("mma", 32, 4, 10, 10),
+    Built("project", "tf32", "small"): ("mma", 16, 2, 8, 8),
+    Built("project", "fp32", "large"): ("fma", 512, 8, 8, 8),
     Built("update", "fp16", "large"): ("mma", 64, 8, 6, 10),
     Built("update", "tf32", "on the fly"): ("mma", 16, 4, 6, 10),
     Built("update", "fp32", "small"): ("fma", 16, 2, 3, 5),

@@ -192,8 +192,9 @@ _constants = functools.cache(ProjectConstants)
 #: The fewest elements of δ that are made together: each of 256 threads stores a vector.
 _AT_ONCE = 256 * 8
 
-#: Columns of it where no row is whole vectors: an address for every element takes registers.
-_COLUMNS = 16
+#: The fewest columns of it, where all rows are whole vectors and where not, which takes an address
+#: for every element, in registers.
+_WHOLE, _OTHER = 32, 16
 
 
 def launches(groups: Sequence[Group], feedback: Feedback, device: rules.Device) -> list[Launch]:
@@ -274,7 +275,7 @@ def _launch(
         n=tiles.n,
         d=tiles.d,
         e=tiles.k,
-        at_once=max(32, _AT_ONCE // tiles.n) if True in whole else _COLUMNS,
+        at_once=_at_once(tiles.n, whole),
         whole="some" if len(whole) == 2 else "all" if True in whole else "none",
         unit_error=VECTOR // error_dtype.itemsize,
         unit_matrix=VECTOR // given.itemsize,
@@ -283,3 +284,10 @@ def _launch(
     )
     options = tiles.options(device)
     return Launch(project_kernel, grid, table + targets, constants, options, trial=trial)
+
+
+def _at_once(rows: int, whole: set[bool]) -> int:
+    """Columns of δ that a program makes together of its ``rows``."""
+    if True not in whole:
+        return _OTHER
+    return max(_OTHER if False in whole else _WHOLE, _AT_ONCE // rows)

@@ -24,14 +24,15 @@ class Device(NamedTuple):
 
     @property
     def bulk_copies(self) -> bool:
-        """Whether tiles can come by TMA, which the interpreter knows too."""
-        return self.kind == "cpu" or (self.kind == "cuda" and self.arch >= 90)
+        """Whether tiles come by TMA, which the interpreter knows too. mma.sync (sm_120) has them in
+        registers at once, and asynchronous copies of 128 bits keep up with it."""
+        return self.kind == "cpu" or (self.kind == "cuda" and self.shared_operands)
 
     @property
     def shared_operands(self) -> bool:
         """Whether 16-bit products read their operands from shared memory, as wgmma and tcgen05 do.
         mma.sync has them in registers, where in `update` those of 64 rows spill."""
-        return self.kind != "cuda" or self.arch in (90, 100)
+        return self.kind != "cuda" or 90 <= self.arch < 110
 
 
 @functools.lru_cache
@@ -84,8 +85,8 @@ def project_tiles(
     deepest = (64 if whole else 32) if half else 32 if tf32 else 16
     depth = max(16, min(deepest, 1 << (max(width, 1) - 1).bit_length()))
     large = -(-rows // 128) * -(-columns // _SIGNS) >= device.multiprocessors
-    if half:  # 64 rows are the fewest of a wgmma; with an address for every element tcgen05's spill
-        most = 128 if whole or device.arch != 100 else 64
+    if half:  # 64 rows are the fewest of a wgmma; later ones spill where addresses are many
+        most = 64 if device.arch >= 100 and not whole and depth > 16 else 128
         return Tiles(most if large else 64, _SIGNS, depth, 8, 3, _ALL)
     return Tiles(64 if large else 32, _SIGNS, depth, 8, 2, _ALL)
 
@@ -113,7 +114,8 @@ def update_tiles(
         return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
     if tf32:
         return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
-    return Tiles(16, _SIGNS, 64, 8, 2, _ALL)
+    # Two programs fit, but where addresses of other rows come beside those of TMA.
+    return Tiles(16, _SIGNS, 64, 8, 2, _TWO if whole or device.arch >= 120 else _ALL)
 
 
 def splits(device: Device, tiles: int, blocks: int) -> int:
