@@ -103,7 +103,7 @@ def test_the_fit_finds_the_constants_it_was_made_with(model, method):
 
 def test_curves_have_points_in_order_memory_and_deaths():
     found = measured()
-    wide = BASE["cpu"]._replace(width=2048)
+    wide = BASE["cpu"]._replace(width=4096)
     found.weigh(Memory("reference", tuple(wide), 123, 4))
     found.take(wide, {"event": "died", "contestant": "bp-eager", "why": "no memory"})
     made = {(c.contestant, c.axis): c for c in curves(found)}
