@@ -57,7 +57,7 @@ class Planned:
 
 
 @pytest.mark.parametrize("how", [rules.STORED, rules.ON_THE_FLY])
-@pytest.mark.parametrize(("rule", "hyper"), RULE_CASES)
+@pytest.mark.parametrize(("rule", "hyper"), RULE_CASES.values(), ids=RULE_CASES)
 def test_the_bits_are_those_of_numbers(rule, hyper, how, delta):
     """Planned in Python or in C++."""
     delta(how)

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 
 from dfa_kernels import ops
@@ -31,11 +30,12 @@ ADAMW = {
     "maximize": (0.1, 0.8, 0.9, 0.5, 0.3, 1, 1),
 }
 HYPER = {"sgd": SGD["dampening"], "adamw": ADAMW["decay"]}
-RULE_CASES = [
-    pytest.param(rule, hyper, id=f"{rule} {name}")
+#: By its name, each rule with hyperparameters.
+RULE_CASES = {
+    f"{rule} {name}": (rule, hyper)
     for rule, cases in (("sgd", SGD), ("adamw", ADAMW))
     for name, hyper in cases.items()
-]
+}
 
 #: What a refusal of a row in memory says, and how a good row becomes such a one.
 BAD_ROWS = {

@@ -28,7 +28,7 @@ from dfa_kernels.backends.triton.launch import Launcher
 from dfa_kernels.feedback import Feedback
 
 
-@pytest.mark.parametrize(("rule", "hyper"), RULE_CASES)
+@pytest.mark.parametrize(("rule", "hyper"), RULE_CASES.values(), ids=RULE_CASES)
 def test_the_bits_are_those_of_numbers(rule, hyper, either_delta):
     error = torch.randn(21, 6)
     made = []
