@@ -160,12 +160,16 @@ def host(run: Run, device: torch.device, repeats: int = 200) -> list[float]:
     return taken
 
 
+#: Steps before `graphed` captures one.
+WARM = 5
+
+
 def graphed(step: Run) -> Run:
     """The step as a CUDA graph: warmed up on another stream, captured once, replayed."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(5):
+        for _ in range(WARM):
             step()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()

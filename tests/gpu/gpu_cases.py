@@ -8,10 +8,25 @@ from typing import TypeVar
 
 import torch
 
+from bench.gpu.build import cuda_backend
+from dfa_kernels import backends
+
 _T = TypeVar("_T")
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+BACKENDS = "triton", "cuda"
+
+
+def use(name: str) -> backends.use:
+    """The named backend, in a rehearsal the emulated CUDA one; where that is not built, the test is
+    skipped and says why."""
+    if name == "cuda":
+        built = cuda_backend(DEVICE)
+        if built is None:
+            raise unittest.SkipTest(backends.get("cuda").unavailable(DEVICE) or "there is no g++")
+        name = built
+    return backends.use(name)
 
 
 def pick(full: _T, tiny: _T) -> _T:

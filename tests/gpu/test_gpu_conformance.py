@@ -3,28 +3,16 @@ most of Triton's time goes into compiling a kernel for each of its checks. In a 
 backend is the emulated one."""
 
 import os
-import unittest
 import unittest.mock
 
 import torch
-from gpu_cases import DEVICE, on_gpu, over, pick
+from gpu_cases import BACKENDS, DEVICE, on_gpu, over, pick, use
 
-from bench.gpu.build import cuda_backend
 from dfa_kernels import backends
 from dfa_kernels.testing import _checks
 
 SHARES = 16
-BACKENDS = "triton", "cuda"
 EVERY = [(backend, share) for backend in BACKENDS for share in range(SHARES)]
-
-
-def use(name):
-    """The named backend; where the CUDA one is not built, the test is skipped and says why."""
-    if name == "cuda":
-        name = cuda_backend(DEVICE)
-        if name is None:
-            raise unittest.SkipTest(backends.get("cuda").unavailable(DEVICE) or "there is no g++")
-    return backends.use(name)
 
 
 @over(EVERY)

@@ -1,18 +1,20 @@
 """The public module on the device: compiled, captured in a graph, without a wait for the host."""
 
+import itertools
 import unittest
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from gpu_cases import DEVICE, on_gpu, over, pick
+from gpu_cases import BACKENDS, DEVICE, on_gpu, over, pick, use
 from torch import nn
 
 import dfa_kernels as dfa
-from dfa_kernels.backends import chosen
 from dfa_kernels.fused_update import UPDATES_COMPILE
+from dfa_kernels.throughput.timing import WARM, graphed
 
 INDUCTOR = pick("inductor", "aot_eager")
+UPDATES = "step", "backward"
 
 OPTIMIZERS = {
     "sgd": lambda net, lr=0.05, **more: dfa.optim.SGD(net, lr=lr, momentum=0.9, **more),
@@ -80,51 +82,47 @@ def test_a_compiled_update_in_backward_gives_eager_steps(case):
     close(net, eager)
 
 
-@over(OPTIMIZERS)
+@over(itertools.product(BACKENDS, OPTIMIZERS))
 def test_the_steps_are_the_references_steps(case):
     """In fp32 throughout."""
+    backend, rule = case
     ours, theirs = network(), network()
-    assert chosen(DEVICE, torch.float32)[0] == "triton"
-    step, their_step = (stepping(net, OPTIMIZERS[case](net)) for net in (ours, theirs))
+    step, their_step = (stepping(net, OPTIMIZERS[rule](net)) for net in (ours, theirs))
     for _ in range(4):
-        step()
+        with use(backend):
+            step()
         with dfa.backends.use("reference"):
             their_step()
     close(ours, theirs)
 
 
-@over(["step", "backward"])
+@over(itertools.product(BACKENDS, UPDATES))
 @on_gpu
 def test_a_graph_of_a_whole_step_replays_eager_steps(case):
     """SGD, whose hyperparameters do not change from step to step."""
-    _replays_eager_steps([OPTIMIZERS["sgd"]] * 2, update=case)
+    backend, update = case
+    with use(backend):
+        _replays_eager_steps([OPTIMIZERS["sgd"]] * 2, update=update)
 
 
-@over([(rule, update) for rule in OPTIMIZERS for update in ("step", "backward")])
+@over(itertools.product(BACKENDS, OPTIMIZERS, UPDATES))
 @on_gpu
 def test_a_capturable_graph_counts_and_follows_its_rate(case):
     """Beside eager steps that are not capturable: a row in memory gives a number's bits."""
-    rule, update = case
+    backend, rule, update = case
     rate = torch.tensor(0.01, device=DEVICE, dtype=torch.float64)
     captured = partial(OPTIMIZERS[rule], lr=rate, capturable=True)
-    _replays_eager_steps([captured, partial(OPTIMIZERS[rule], lr=0.01)], halves=True, update=update)
+    plain = partial(OPTIMIZERS[rule], lr=0.01)
+    with use(backend):
+        _replays_eager_steps([captured, plain], halves=True, update=update)
 
 
 def _replays_eager_steps(makes, halves=False, **more):
     net, eager = network(), network()
     optimizers = [make(n, **more) for make, n in zip(makes, (net, eager), strict=True)]
     step, eager_step = (stepping(n, o) for n, o in zip((net, eager), optimizers, strict=True))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    for _ in range(3):
+    replay = graphed(step)
+    for _ in range(WARM):
         eager_step()
     close(net, eager)  # a capture runs nothing
     for _ in range(5):
@@ -134,23 +132,21 @@ def _replays_eager_steps(makes, halves=False, **more):
                     group["lr"].mul_(0.5)
                 else:
                     group["lr"] *= 0.5
-        graph.replay()
+        replay()
         eager_step()
     torch.cuda.synchronize()
     close(net, eager)
 
 
-@over(
-    [
-        (rule, update, capturable)
-        for rule in OPTIMIZERS
-        for update in ("step", "backward")
-        for capturable in (False, True)
-    ]
-)
+@over(itertools.product(BACKENDS, OPTIMIZERS, UPDATES, (False, True)))
 @on_gpu
 def test_a_step_never_waits_for_the_device(case):
-    rule, update, capturable = case
+    backend, rule, update, capturable = case
+    with use(backend):
+        _never_waits(rule, update, capturable)
+
+
+def _never_waits(rule, update, capturable):
     net = network()
     more = {"lr": torch.tensor(0.01, device=DEVICE)} if capturable else {}
     optimizer = OPTIMIZERS[rule](net, update=update, capturable=capturable, **more)

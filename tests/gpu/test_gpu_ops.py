@@ -1,7 +1,7 @@
 """The three operations on the device: as torch ops, in graphs, in streams, again."""
 
 import torch
-from gpu_cases import DEVICE, on_gpu, over, pick
+from gpu_cases import BACKENDS, DEVICE, on_gpu, over, pick, use
 from torch.library import opcheck
 
 from bench.gpu import sanitized
@@ -56,9 +56,15 @@ def _lists(layers):
     )
 
 
+@over(BACKENDS)
 @on_gpu
-def test_a_graph_replays_what_eager_calls_give():
+def test_a_graph_replays_what_eager_calls_give(case):
     """Twice, with new data the second time; the gradients' sum over N is split."""
+    with use(case):
+        _replays_calls()
+
+
+def _replays_calls():
     error, layers = network(DEVICE, torch.bfloat16, 5000, 10, [256, 264])
     points = [Point(256, 0, 1, torch.bfloat16), Point(100, 1, 1, torch.float32)]
 
@@ -83,8 +89,14 @@ def test_a_graph_replays_what_eager_calls_give():
         assert all(torch.equal(a, b) for a, b in zip(captured, wanted, strict=True))
 
 
+@over(BACKENDS)
 @on_gpu
-def test_a_graph_of_a_step_replays_what_eager_steps_do():
+def test_a_graph_of_a_step_replays_what_eager_steps_do(case):
+    with use(case):
+        _replays_steps()
+
+
+def _replays_steps():
     error, layers = network(DEVICE, torch.bfloat16, 300, 10, [256, 264])
     graphed, eager = updates_of(error, layers), updates_of(error, layers)
     for updates in (graphed, eager):
@@ -105,9 +117,15 @@ def _held(updates):
     return [t for a in both for t in (a.parameter, *a.states)]
 
 
+@over(BACKENDS)
 @on_gpu
-def test_two_streams_at_once_give_what_one_gives():
+def test_two_streams_at_once_give_what_one_gives(case):
     """Many calls in flight on both: neither may use what is the other's."""
+    with use(case):
+        _streams_agree()
+
+
+def _streams_agree():
     error, layers = network(DEVICE, torch.bfloat16, 20_000, 10, [256] * 3)
     other_error, other_layers = network(DEVICE, torch.bfloat16, 30_000, 10, [128] * 4)
     other_error.mul_(2)
