@@ -35,8 +35,8 @@ VALUES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 #: Where a crossover is looked for: as far as the model can be believed a little beyond the places.
 _BEYOND = 4
-#: Rounds of a place, at the least.
-LEAST = 5
+#: Rounds of a place, at the least: a shared machine's second is not another's.
+LEAST = 9
 BACKPROPAGATION = "bp-eager"
 
 
