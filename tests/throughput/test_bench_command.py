@@ -109,6 +109,12 @@ def test_a_backend_that_dies_is_one_row(made_up, tmp_path, capsys):
     assert "reference died at 8,2,16,4 float32: ValueError" in capsys.readouterr().out
 
 
+def test_where_everybody_has_died_no_other_process_tries(made_up, tmp_path):
+    made_up.dies = {BASELINE: "no memory", "reference": "no memory"}
+    assert bench("--shape", "8,2,16,4", "--contestant", "reference", out=tmp_path) == 0
+    assert [job.contestants for job in made_up.jobs] == [(BASELINE, "reference")]
+
+
 def test_without_a_compiler_there_are_times_and_a_sentence(made_up, tmp_path, capsys):
     made_up.dies = {BASELINE: "RuntimeError: no C++ compiler"}
     assert bench("--shape", "8,2,16,4", "--contestant", "reference", out=tmp_path) == 0
