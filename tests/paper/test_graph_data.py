@@ -132,7 +132,7 @@ def graph_with(node, *others):
     return lambda graph: graph | {node: list(others)}
 
 
-def tested(*nodes):
+def indices(*nodes):
     return lambda parts, made: setattr(made, "test", list(nodes))
 
 
@@ -141,7 +141,7 @@ REFUSED = {
     "ally": (put("ally", lambda m: rows(m, 508)),
              "allx has 509 rows, but ind.citeseer.ally has 508"),
     "tx": (put("tx", lambda m: rows(m, 3)), "tx has 3 rows, but ind.citeseer.ty has 4"),
-    "test.index": (tested(511, 513, 509), "tx has 4 rows, but ind.citeseer.test.index has 3"),
+    "test.index": (indices(511, 513, 509), "tx has 4 rows, but ind.citeseer.test.index has 3"),
     "columns": (put("tx", lambda m: m[:, :29]), "tx has 29 columns, but ind.citeseer.allx has 30"),
     "classes": (put("ty", lambda m: np.eye(4, dtype=np.int32)),
                 "ty has 4 columns, but ind.citeseer.ally has 3"),
@@ -160,11 +160,11 @@ REFUSED = {
     "node": (put("graph", graph_with(600, 3)), "graph: there is no node 600, only 0 to 516"),
     "no number": (put("graph", graph_with(5, "a")), "the list of 5 holds 'a', which is no number"),
     "no list": (put("graph", lambda g: g | {4: 7}), "graph: entry 4 is no list"),
-    "known": (tested(511, 513, 508, 516), "line 3: node 508 is a row of allx already"),
-    "twice": (tested(511, 513, 511, 516), "test.index, line 3: node 511 is on line 1 too"),
-    "far away": (tested(511, 513, 509, 5000000),
+    "known": (indices(511, 513, 508, 516), "line 3: node 508 is a row of allx already"),
+    "twice": (indices(511, 513, 511, 516), "test.index, line 3: node 511 is on line 1 too"),
+    "far away": (indices(511, 513, 509, 5000000),
                  "test.index, line 4: node 5000000 is not in ind.citeseer.graph"),
-    "a word": (tested(511, "abc", 509, 516), "test.index, line 2: 'abc' is no node number"),
+    "a word": (indices(511, "abc", 509, 516), "test.index, line 2: 'abc' is no node number"),
     "an array": (put("graph", lambda g: np.eye(3, dtype=np.int32)),
                  "graph holds no dictionary but a numpy array"),
     "a dictionary": (put("tx", lambda m: {0: [1]}), "tx holds no scipy csr_matrix but a default"),
