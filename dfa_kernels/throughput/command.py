@@ -26,7 +26,7 @@ from dfa_kernels.throughput import (
 )
 from dfa_kernels.throughput.job import Job
 from dfa_kernels.throughput.options import Options, prepare
-from dfa_kernels.throughput.result import BASELINE, Result
+from dfa_kernels.throughput.result import BASELINE, EAGER, Result
 from dfa_kernels.throughput.runner import Interrupted, events
 from dfa_kernels.training import InputError
 
@@ -140,7 +140,7 @@ def _scale(options: Options, book: Book, with_memory: bool) -> None:
     """Curves of eager backpropagation and what is usual here, or of who was asked for: compilation
     would take longer than all the steps. The shapes of the rows are timed among the places."""
     kind = torch.device(options.device).type
-    names = [scaling.BACKPROPAGATION, lineup.chosen(torch.device(options.device))]
+    names = [EAGER, lineup.chosen(torch.device(options.device))]
     if options.asked:
         names += [name for name in options.contestants if name != BASELINE]
     methods = {name: lineup.named(name).method for name in dict.fromkeys(names)}

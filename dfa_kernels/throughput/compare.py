@@ -1,11 +1,12 @@
 """`dfa-kernels bench --compare`: what is faster, slower or undecided between two results.
 
-What is compared is a contestant's time by the baseline's of the same round, where both results have
-it: the machine's mood meets both alike and cancels. The change is the Hodges-Lehmann shift of the
-logarithms: the median of all differences between a new round and an old one. Its confidence
-interval is that of the rank-sum test, which asks nothing of the noise's distribution, widened where
-one round resembles the next (their lag-1 correlation), for then there are fewer independent rounds
-than were counted.
+What is compared is a contestant's time by backpropagation's of the same round, where both results
+have it: the machine's mood meets both alike and cancels. Eager backpropagation's, if it takes part,
+for compiled one takes one of two times, up to 15 % apart, for as long as its process lives. The
+change is the Hodges-Lehmann shift of the logarithms: the median of all differences between a new
+round and an old one. Its confidence interval is that of the rank-sum test, which asks nothing of
+the noise's distribution, widened where one round resembles the next (their lag-1 correlation), for
+then there are fewer independent rounds than were counted.
 
 No number of rounds averages away what a process has for as long as it lives: where its memory came
 to lie, and what else the machine did in that minute, which does not meet all contestants alike.
@@ -29,6 +30,7 @@ from dfa_kernels.throughput import result, table
 from dfa_kernels.throughput.networks import Shape
 from dfa_kernels.throughput.result import (
     BASELINE,
+    EAGER,
     FASTER,
     SLOWER,
     UNDECIDED,
@@ -42,7 +44,9 @@ from dfa_kernels.training import InputError
 CONFIDENCE = 0.99
 #: Times that differ by less are the same.
 MARGIN = 0.03
-#: Of times that no baseline in the same rounds corrects for the machine's mood.
+#: What the others are measured by: the first that both results have.
+YARDSTICKS = (EAGER, BASELINE)
+#: Of times that no yardstick in the same rounds corrects for the machine's mood.
 UNPAIRED = 0.15
 
 #: What a row of the new result says beside `VERDICTS`: it died, or lived again.
@@ -53,7 +57,7 @@ Key = tuple[str, tuple[int, int, int, int], str, str]
 
 class Change(NamedTuple):
     """``factor``: new time by old, between ``low`` and ``high``; NaN where one of them has none.
-    ``paired``: by the baseline's rounds."""
+    ``paired``: by the yardstick's rounds."""
 
     row: Row
     factor: float
@@ -80,8 +84,7 @@ def run(old: Path, new: Path) -> int:
 
 
 def compare(old: Result, new: Result) -> tuple[list[Change], list[str]]:
-    """Every row that both have, the baseline's aside: it is what the others are measured by. And
-    sentences on what else differs.
+    """Every row that both have but the yardstick's, and sentences on what else differs.
 
     Raises:
         InputError: they time steps of different optimizers.
@@ -106,9 +109,11 @@ def compare(old: Result, new: Result) -> tuple[list[Change], list[str]]:
             )
     changes = []
     for key, row in after.items():
-        if key in before and row.contestant != BASELINE:
-            bases = [found.get((BASELINE, *key[1:])) for found in (before, after)]
-            changes.append(_change(before[key], row, *bases))
+        if key not in before:
+            continue
+        bases = _yardsticks(before, after, key)
+        if row.contestant != (bases[0].contestant if bases else BASELINE):
+            changes.append(_change(before[key], row, bases))
     return changes, notes
 
 
@@ -116,14 +121,24 @@ def _keyed(found: Result) -> dict[Key, Row]:
     return {(r.contestant, r.shape, r.dtype, r.device): r for r in found.rows}
 
 
-def _change(old: Row, new: Row, old_base: Row | None, new_base: Row | None) -> Change:
+def _yardsticks(before: dict[Key, Row], after: dict[Key, Row], key: Key) -> tuple[Row, ...]:
+    """The old and the new row that a row of ``key`` is measured by; none where there are none."""
+    for name in YARDSTICKS:
+        found = [rows.get((name, *key[1:])) for rows in (before, after)]
+        rows = tuple(row for row in found if row and row.samples_ms)
+        if len(rows) == 2:
+            return rows
+    return ()
+
+
+def _change(old: Row, new: Row, bases: tuple[Row, ...]) -> Change:
     if old.error or new.error:
         verdict = UNDECIDED if old.error and new.error else DIED if new.error else ALIVE
         return Change(new, math.nan, math.nan, math.nan, False, verdict)
-    paired = bool(old_base and new_base and old_base.samples_ms and new_base.samples_ms)
+    paired = bool(bases)
     samples, middles = [], []
-    for row, base in ((old, old_base), (new, new_base)):
-        by = base.samples_ms if paired and base else (1.0,) * len(row.samples_ms)
+    for i, row in enumerate((old, new)):
+        by = bases[i].samples_ms if paired else (1.0,) * len(row.samples_ms)
         samples.append([a / b for a, b in zip(row.samples_ms, by, strict=False)])
         middles.append(_middles(samples[-1], row.processes))
     shift, half = difference(*samples)
@@ -213,7 +228,7 @@ def _show(changes: Sequence[Change], notes: Sequence[str]) -> None:
         )
     console.print(made)
     if any(not c.paired and math.isfinite(c.factor) for c in changes):
-        console.print(f"* without {BASELINE} beside it: held to {100 * UNPAIRED:g} %.")
+        console.print(f"* without backpropagation beside it: held to {100 * UNPAIRED:g} %.")
     for note in notes:
         console.print(note, markup=False, highlight=False)
     counts = {

@@ -19,7 +19,7 @@ from dfa_kernels import backends
 from dfa_kernels.throughput import by_hand, contestants, rivals
 from dfa_kernels.throughput.contestants import Built, Setting
 from dfa_kernels.throughput.networks import Task
-from dfa_kernels.throughput.result import BASELINE
+from dfa_kernels.throughput.result import BASELINE, EAGER
 from dfa_kernels.training import InputError
 
 #: Where an installed package names its backends: an object, or a class that is called.
@@ -35,7 +35,7 @@ class Contestant(NamedTuple):
 
 
 _FIXED = (
-    Contestant("bp-eager", "bp", contestants.eager),
+    Contestant(EAGER, "bp", contestants.eager),
     Contestant(BASELINE, "bp", contestants.compiled),
     Contestant("hand-written-bp", "bp", by_hand.backpropagation),
     Contestant("tinydfa", "dfa", rivals.tinydfa),

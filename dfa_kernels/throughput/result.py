@@ -24,6 +24,8 @@ FORMAT = 1
 
 #: What the others of a shape and dtype are divided by.
 BASELINE = "bp-compiled"
+#: Backpropagation uncompiled.
+EAGER = "bp-eager"
 
 FASTER, SLOWER, UNDECIDED = "faster", "slower", "undecided"
 VERDICTS = (FASTER, SLOWER, UNDECIDED)

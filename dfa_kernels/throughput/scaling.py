@@ -13,7 +13,7 @@ from dfa_kernels.throughput.cost import Constants, Sample
 from dfa_kernels.throughput.job import Job
 from dfa_kernels.throughput.memory import Memory
 from dfa_kernels.throughput.networks import Shape
-from dfa_kernels.throughput.result import Crossover, Curve, Point, Prediction
+from dfa_kernels.throughput.result import EAGER, Crossover, Curve, Point, Prediction
 from dfa_kernels.throughput.spread import spread
 
 #: What everything but the axis is, by the device's type.
@@ -37,7 +37,6 @@ VALUES: dict[str, dict[str, tuple[int, ...]]] = {
 _BEYOND = 4
 #: Rounds of a place, at the least: a shared machine's second is not another's.
 LEAST = 9
-BACKPROPAGATION = "bp-eager"
 
 
 class Place(NamedTuple):
@@ -197,20 +196,20 @@ def crossovers(
     """Of every DFA contestant with backpropagation, along every axis, by the cost model."""
     made = []
     for name, model in fitted.items():
-        if methods[name] != "dfa" or BACKPROPAGATION not in fitted:
+        if methods[name] != "dfa" or EAGER not in fitted:
             continue
         for axis, values in VALUES[kind].items():
 
             def difference(value: int, axis: str = axis, model: Constants = model) -> float:
                 shape = BASE[kind]._replace(**{axis: value})
-                theirs = cost.predict(fitted[BACKPROPAGATION], shape, "bp", job.precision)
+                theirs = cost.predict(fitted[EAGER], shape, "bp", job.precision)
                 return cost.predict(model, shape, "dfa", job.precision) - theirs
 
             low, high = max(1, values[0] // _BEYOND), values[-1] * _BEYOND
             found = cost.crossing(difference, low, high)
             made.append(
                 Crossover(
-                    axis, name, BACKPROPAGATION, BASE[kind], job.precision, job.device,
+                    axis, name, EAGER, BASE[kind], job.precision, job.device,
                     None if found is None else found[0], found is not None and found[1],
                     _sentence(axis, name, kind, found, difference(high) < 0, low, high),
                 )
@@ -234,11 +233,11 @@ def _sentence(
     if found is None:
         least = "less" if faster else "more"
         return (
-            f"{where}, {name} is predicted to take {least} time than {BACKPROPAGATION} everywhere "
+            f"{where}, {name} is predicted to take {least} time than {EAGER} everywhere "
             f"from {low:,} to {high:,}."
         )
     side = "up to" if found[1] else "from"
     return (
-        f"{where}, {name} is predicted to take less time than {BACKPROPAGATION} {side} about "
+        f"{where}, {name} is predicted to take less time than {EAGER} {side} about "
         f"{found[0]:,}{'' if found[1] else ' on'}."
     )

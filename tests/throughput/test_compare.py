@@ -17,7 +17,7 @@ from scipy.stats import ttest_ind
 from dfa_kernels.cli import main
 from dfa_kernels.throughput import compare, result
 from dfa_kernels.throughput.compare import ALIVE, DIED, between, difference
-from dfa_kernels.throughput.result import BASELINE, FASTER, SLOWER, UNDECIDED, Result
+from dfa_kernels.throughput.result import BASELINE, EAGER, FASTER, SLOWER, UNDECIDED, Result
 from dfa_kernels.training import InputError
 
 #: Seven runs of the same code and two with 10 % planted by `bench.planted`, one after another on a
@@ -157,6 +157,39 @@ def test_ten_percent_are_found_beyond_what_processes_differ_by():
         for seed in range(20)
     ]
     assert found == 20 * [[SLOWER]]
+
+
+def two_times(seed, eager, slower=1.0, count=6, rounds=20):
+    """A result whose compiled baseline takes one of two times as long as its process lives; with
+    ``eager`` an eager one beside it, which takes one."""
+    rng = np.random.default_rng(seed)
+    times = {BASELINE: [], EAGER: [], "reference": []}
+    for _ in range(count):
+        for name, ms in ((BASELINE, rng.choice([8.7, 10.0])), (EAGER, 10.0), ("reference", 7.0)):
+            ms *= (slower if name == "reference" else 1.0) * np.exp(rng.normal(0, 0.005))
+            times[name] += (ms * np.exp(rng.normal(0, 0.02, rounds))).tolist()
+    shape, counts = examples.SHAPES[0], (rounds,) * count
+    rows = tuple(
+        examples.row(name, "dfa" if name == "reference" else "bp", shape, each, times[BASELINE],
+                     processes=counts)
+        for name, each in times.items() if eager or name != EAGER
+    )  # fmt: skip
+    return Result({"optimizer": "sgd"}, rows=rows)
+
+
+def test_eager_backpropagation_is_the_yardstick_where_it_takes_part():
+    missed = 0
+    for seed in range(20):
+        slower = {
+            eager: compare.compare(two_times(seed, eager), two_times(99 + seed, eager, 1.1))[0]
+            for eager in (True, False)
+        }
+        assert [c.row.contestant for c in slower[True]] == [BASELINE, "reference"]
+        assert slower[True][1].verdict == SLOWER
+        assert verdicts(two_times(seed, True), two_times(99 + seed, True)) == 2 * [UNDECIDED]
+        assert [c.row.contestant for c in slower[False]] == ["reference"]
+        missed += slower[False][0].verdict == UNDECIDED
+    assert missed > 10
 
 
 def test_the_interval_of_two_means_is_student_s():
