@@ -37,15 +37,6 @@ RULE_CASES = {
     for name, hyper in cases.items()
 }
 
-#: What a refusal of a row in memory says, and how a good row becomes such a one.
-BAD_ROWS = {
-    "7 float64 on cpu, got float32": lambda row: row.float(),
-    r"7 float64 on cpu, got float64 of shape \(6,\)": lambda row: row[1:],
-    "7 float64 on cpu, got float64 of shape .* on meta": lambda row: row.to("meta"),
-    r"must be contiguous, got stride \(2,\)": lambda row: torch.stack((row, row), 1)[:, 0],
-    "both be numbers or both rows in memory": lambda row: row.tolist(),
-}
-
 
 def record(n, k, d, activation="tanh", stream=0, rows=1, dtype=torch.float32):
     """What a layer of K inputs and D outputs kept for n error rows."""
@@ -79,25 +70,6 @@ def stepped(rule, segments, bias=True, **given):
     d, k = saved.shape[1], inputs.shape[1]
     own = parameter(rule, d, **given) if bias else None
     return LayerUpdate(parameter(rule, d, k, **given), own, segments)
-
-
-def with_rows(update, row, bias_row):
-    """The update by these hyperparameters."""
-    bias = None if update.bias is None else update.bias._replace(hyper=bias_row)
-    return update._replace(weight=update.weight._replace(hyper=row), bias=bias)
-
-
-def in_memory(update, *hypers):
-    """The update with rows of its own for weight and bias, between NaNs."""
-    around = torch.full((len(hypers), 9), float("nan"), dtype=torch.float64)
-    values = torch.tensor(hypers, dtype=torch.float64)
-    rows = [row[1:8].copy_(h) for row, h in zip(around, values, strict=True)]
-    return with_rows(update, *rows)
-
-
-def slower(hyper):
-    """Half the rate."""
-    return (hyper[0] / 2, *hyper[1:])
 
 
 def tensors(updates):

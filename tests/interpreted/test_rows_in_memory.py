@@ -2,27 +2,11 @@
 
 import pytest
 import torch
-from oracle import (
-    ADAMW,
-    BAD_ROWS,
-    HYPER,
-    RULE_CASES,
-    SGD,
-    check_step,
-    head,
-    in_memory,
-    mapped,
-    record,
-    slower,
-    stepped,
-    tensors,
-    with_rows,
-)
-from torch.testing import assert_close
+from oracle import ADAMW, HYPER, RULE_CASES, SGD, check_step, head, record, stepped
+from rows import BAD_ROWS, check_refusal, check_replay, forty_rates, in_memory, slower, with_rows
 
 from dfa_kernels import ops
-from dfa_kernels.backends.contract import LayerUpdate, Segment
-from dfa_kernels.backends.reference import Reference
+from dfa_kernels.backends.contract import Segment
 from dfa_kernels.backends.triton import rules
 from dfa_kernels.backends.triton.launch import Launcher
 from dfa_kernels.feedback import Feedback
@@ -61,33 +45,16 @@ def test_bias_corrections_have_no_fp32_in_them(step, betas, delta):
 def test_the_same_launch_again_steps_by_what_is_there_now(rule, hyper, launched, delta):
     """As a graph's replay does: the table, the constants and the arguments are the first step's."""
     delta(rules.ON_THE_FLY)
-    error = torch.randn(21, 6)
-    update = stepped(rule, [Segment(error, 0.2, record(21, 33, 18))], copy=torch.bfloat16)
-    update = in_memory(update, hyper, slower(hyper))
-    wanted = LayerUpdate(*(mapped(u, torch.clone) for u in update[:2]), update.segments)
-    ops.step_(Feedback(), rule, [update])
-    Reference().step_(Feedback(), rule, [wanted])
-    for u in update[:2]:
-        u.hyper[0] /= 4
-        u.hyper[6] = u.hyper[6] + 1 if rule == "adamw" else 0
-    Launcher().run(list(launched), torch.device("cpu"))
-    Reference().step_(Feedback(), rule, [wanted])
-    for ours, theirs in zip(tensors([update]), tensors([wanted]), strict=True):
-        assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    for u in update[:2]:
-        assert torch.equal(u.copy, u.parameter.bfloat16())
+    check_replay(
+        rule, hyper, lambda updates: ops.step_(Feedback(), rule, updates),
+        lambda: Launcher().run(list(launched), torch.device("cpu")),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
 def test_forty_rates_are_one_launch(rule, launched, delta):
     delta(rules.ON_THE_FLY)
-    error = torch.randn(3, 2)
-    updates = []
-    for i in range(20):
-        update = stepped(rule, [Segment(error, 0.2, record(3, 2, 2))])
-        rates = ((0.01 * i, *HYPER[rule][1:]), (0.02 * i, *HYPER[rule][1:]))
-        updates.append(in_memory(update, *rates))
-    check_step(Feedback(), rule, updates)
+    check_step(Feedback(), rule, forty_rates(rule))
     assert len(launched) == 1
     assert launched[0].constants.in_memory.value
 
@@ -101,11 +68,4 @@ def test_a_sum_in_parts(monkeypatch, either_delta):
 
 @pytest.mark.parametrize("message", BAD_ROWS)
 def test_other_rows_are_refused(message):
-    error = torch.randn(5, 3)
-    update = stepped("adamw", [Segment(error, 0.2, record(5, 4, 3))])
-    row = torch.tensor(HYPER["adamw"], dtype=torch.float64)
-    bad = with_rows(update, row, BAD_ROWS[message](row))
-    before = [t.clone() for t in tensors([bad])]
-    with pytest.raises(ValueError, match=message):
-        ops.step_(Feedback(), "adamw", [bad])
-    assert all(map(torch.equal, before, tensors([bad])))
+    check_refusal(message)
