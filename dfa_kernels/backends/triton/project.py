@@ -21,7 +21,7 @@ import triton.language as tl
 from dfa_kernels.activation import CODES
 from dfa_kernels.backends.contract import HEAD
 from dfa_kernels.backends.grouped.layout import VECTOR, aligned
-from dfa_kernels.backends.grouped.plan import Group, of_one_dtype
+from dfa_kernels.backends.grouped.plan import Group, Target, of_one_dtype
 from dfa_kernels.backends.triton import candidates, rules, tuning
 from dfa_kernels.backends.triton.activation import derivative
 from dfa_kernels.backends.triton.constants import DTYPES, CompileTime
@@ -219,10 +219,14 @@ def _launch(
     rows = max(g.error.shape[0] for g in groups)
     half, error_width = compute.itemsize == 2, max(g.error.shape[1] for g in groups)
     whole_read = aligned(*[g.error for g in groups], *([] if matrix is None else [matrix]))
+    whole = [[_whole(target) for target in g.targets] for g in groups]
+    kinds = {one for each in whole for one in each}
     trial = None
     if tiles is None:
         tf32 = rules.precision(compute) == "tf32"
-        tiles = rules.project_tiles(device, half, tf32, whole_read, rows, sum(widths), error_width)
+        tiles = rules.project_tiles(
+            device, half, tf32, whole_read, rows, sum(widths), error_width, len(kinds) == 2
+        )
         if tuning.ENABLED:
             tiles, trial = tuning.settled(
                 "project",
@@ -240,8 +244,7 @@ def _launch(
     table += [0, 0] if matrix is None else [matrix.data_ptr(), matrix.shape[1]]
     targets: list[int] = []
     grid = number = codes = 0
-    whole: set[bool] = set()
-    for (error, scale, stream, served), width in zip(groups, widths, strict=True):
+    for (error, scale, stream, served), width, each in zip(groups, widths, whole, strict=True):
         along_n = -(-error.shape[0] // tiles.n)
         table += [
             grid, along_n, error.data_ptr(), error.stride(0), *error.shape, stream,
@@ -249,15 +252,13 @@ def _launch(
         ]  # fmt: skip
         grid += along_n * -(-width // tiles.d)
         number += len(served)
-        for out, narrow, k, saved, activation in served:
+        for (out, narrow, k, saved, activation), rows_whole in zip(served, each, strict=True):
             code = CODES[activation]
             codes |= 1 << code
-            rows_whole, address, stride = aligned(out), 0, 0
+            address, stride = 0, 0
             if code:
                 assert saved is not None, f"{activation} has no saved tensor"
-                rows_whole = rows_whole and aligned(saved)
                 address, stride = saved.data_ptr(), saved.stride(0)
-            whole.add(rows_whole)
             targets += [
                 out.data_ptr(), out.stride(0), address, stride, out.shape[1], narrow, code, k,
                 rows_whole,
@@ -275,8 +276,8 @@ def _launch(
         n=tiles.n,
         d=tiles.d,
         e=tiles.k,
-        at_once=_at_once(tiles.n, whole),
-        whole="some" if len(whole) == 2 else "all" if True in whole else "none",
+        at_once=_at_once(tiles.n, kinds),
+        whole="some" if len(kinds) == 2 else "all" if True in kinds else "none",
         unit_error=VECTOR // error_dtype.itemsize,
         unit_matrix=VECTOR // given.itemsize,
         unit_out=VECTOR // out_dtype.itemsize,
@@ -284,6 +285,14 @@ def _launch(
     )
     options = tiles.options(device)
     return Launch(project_kernel, grid, table + targets, constants, options, trial=trial)
+
+
+def _whole(target: Target) -> bool:
+    """Whether rows of δ, and of what f′ is read from, are whole vectors."""
+    out, _, _, saved, activation = target
+    if saved is None or not CODES[activation]:
+        return aligned(out)
+    return aligned(out, saved)
 
 
 def _at_once(rows: int, whole: set[bool]) -> int:

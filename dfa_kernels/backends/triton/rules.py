@@ -77,16 +77,25 @@ _ALL, _TWO = 255, 128
 
 
 def project_tiles(
-    device: Device, half: bool, tf32: bool, whole: bool, rows: int, columns: int, width: int
+    device: Device,
+    half: bool,
+    tf32: bool,
+    whole: bool,
+    rows: int,
+    columns: int,
+    width: int,
+    mixed: bool = False,
 ) -> Tiles:
     """Of `project`: ``half``: a 16-bit product; ``whole``: rows of e and of a user's B are whole
-    vectors; ``rows`` N, ``columns`` Σ D, ``width`` E."""
+    vectors; ``rows`` N, ``columns`` Σ D, ``width`` E; ``mixed``: rows of some targets are whole
+    vectors, and of others not."""
     # Other rows take an address for every element; without tensor cores registers hold B's tile.
     deepest = (64 if whole else 32) if half else 32 if tf32 else 16
     depth = max(16, min(deepest, 1 << (max(width, 1) - 1).bit_length()))
     large = -(-rows // 128) * -(-columns // _SIGNS) >= device.multiprocessors
-    if half:  # 64 rows are the fewest of a wgmma; later ones spill where addresses are many
-        most = 64 if device.arch >= 100 and not whole and depth > 16 else 128
+    if half:  # 64 rows are the fewest of a wgmma, whose operands and addresses fit beside 128
+        other = mixed or (not whole and device.arch >= 100)
+        most = 64 if other and depth > 16 and device.arch // 10 != 9 else 128
         return Tiles(most if large else 64, _SIGNS, depth, 8, 3, _ALL)
     return Tiles(64 if large else 32, _SIGNS, depth, 8, 2, _ALL)
 
