@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -21,6 +22,10 @@ from dfa_kernels.backends.triton import Triton
 PREFERENCE = ("triton", "cuda", "reference")
 
 VARIABLE = "DFA_KERNELS_BACKEND"
+
+# What os.environ holds: its `get` takes longer than all the rest of `function`.
+_variables: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
+_KEY = os.environ.encodekey(VARIABLE)
 
 _reference = Reference()
 _registered: dict[str, Backend] = {
@@ -139,7 +144,7 @@ def chosen(device: torch.device, dtype: torch.dtype | None = None) -> tuple[str,
 def function(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable:
     """The chosen backend's ``name``, or the reference's where it has none. Whether a backend can
     run is asked once for a device and dtype, not at every step."""
-    key = name, device, dtype, _named, os.environ.get(VARIABLE)
+    key = name, device, dtype, _named, _variables.get(_KEY)
     run = _found.get(key)
     if run is None:
         backend = _registered[chosen(device, dtype)[0]]
