@@ -23,7 +23,8 @@ Terms = Sequence[tuple[Tensor, Tensor]]
 
 class Step:
     """One optimizer step over the layers that are added. Small layers share one call of the rule,
-    so the last of them are not stepped before `flush`."""
+    so the last of them are not stepped before `flush`. A bias goes before its weight, whose product
+    leaves little of δ in the caches."""
 
     def __init__(self, rule: str) -> None:
         self._rule, self._linear = rule, rule == "sgd"
@@ -40,17 +41,17 @@ class Step:
             scratch = DeviceScratch(self._rule)
         elif self._linear and _is_linear(weight, bias, terms):
             factors = [(delta.T, inputs) for delta, inputs in terms]
-            _accumulate(weight, torch.Tensor.addmm_, factors)
             if bias is not None:  # a weight whose input is 1
-                factors = [
+                ones = [
                     (turned, _ones(turned.shape[1], turned.dtype, turned.device))
                     for turned, _ in factors
                 ]
-                _accumulate(bias, torch.Tensor.addmv_, factors)
+                _accumulate(bias, torch.Tensor.addmv_, ones)
+            _accumulate(weight, torch.Tensor.addmm_, factors)
             return
-        _step_rows(weight, terms, scratch)
         if bias is not None:
             _step_vector(bias, terms, scratch)
+        _step_rows(weight, terms, scratch)
 
     def flush(self) -> None:
         self._scratch.flush()
