@@ -40,8 +40,8 @@ class Chain:
     Sequential of fused layers alone; ``layers``: with their names, the last being the head."""
 
     def __init__(self, owner: DFA, model: nn.Sequential, layers: list[tuple[str, Linear]]) -> None:
-        self._owner, self._model = owner, model
-        self._children = tuple(model._modules.values())
+        self._owner = owner
+        self._modules, self._children = model._modules, tuple(model._modules.values())
         self._hooks = [
             hooks
             for m in (model, *self._children)
@@ -49,27 +49,33 @@ class Chain:
                 m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks,
             )
         ]  # fmt: skip
-        self._layers = [layer for _, layer in layers]
-        head = self._layers[-1]
+        self._parameters = [layer._parameters for _, layer in layers]
+        _, head = layers[-1]
         self.links = []
         for name, layer in layers:
             stream = HEAD if layer is head else owner.stream(name)
             self.links.append(_Link(name, layer.code, stream))
         self.feedback = owner.feedback
-        self._widest = max((layer.out_features for layer in self._layers[:-1]), default=1)
+        self._outputs = head.out_features
+        self._widest = max((layer.out_features for _, layer in layers[:-1]), default=1)
         self.scale = self.feedback.scale_for(self._widest)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The network's output; None where the general way must be taken."""
         optimizer = self._owner.stepping_optimizer()
-        if optimizer is None or len(args) != 1 or kwargs or self._changed():
+        if optimizer is None or len(args) != 1 or kwargs:
+            return None
+        if any(self._hooks) or any(_global_hooks):
+            return None
+        if tuple(self._modules.values()) != self._children:
             return None
         x = args[0]
-        if type(x) is not Tensor or x.dim() != 2 or x.requires_grad or _surrounded(x):
+        if type(x) is not Tensor or x.dim() != 2 or x.requires_grad or x.is_meta:
+            return None
+        if _autocast() or _transforms() or _packing(True) or _DDP._active_ddp_module is not None:
             return None
         parameters: list[Any] = []
-        for layer in self._layers:
-            own = layer._parameters
+        for own in self._parameters:
             parameters += (own["weight"], own["bias"])
         first = parameters[0]
         if first.device != x.device or first.dtype != x.dtype or first.shape[1] != x.shape[1]:
@@ -79,26 +85,11 @@ class Chain:
                 return None
         if not optimizer.claims(parameters):
             return None
-        ledger = optimizer.ledger()
+        ledger = optimizer.ledger
         matrix = self._owner._buffers["feedback_matrix"]
         if matrix is not None:
-            self.feedback.check_shape(
-                self._layers[-1].out_features, self._widest, "the widest point"
-            )
+            self.feedback.check_shape(self._outputs, self._widest, "the widest point")
         return _apply(self, matrix, x, ledger.leaf, ledger, parameters)
-
-    def _changed(self) -> bool:
-        """Whether there is a hook to call, or another layer than there was."""
-        return (
-            any(self._hooks)
-            or tuple(self._model._modules.values()) != self._children
-            or bool(
-                global_hooks._global_forward_hooks
-                or global_hooks._global_forward_pre_hooks
-                or global_hooks._global_backward_hooks
-                or global_hooks._global_backward_pre_hooks
-            )
-        )
 
 
 class ChainNode(torch.autograd.Function):
@@ -118,48 +109,55 @@ class ChainNode(torch.autograd.Function):
         ledger: Ledger,
         parameters: list[Tensor],
     ) -> Tensor:
-        inputs, saved = [], []
+        inputs, saved = [x], []
         of = iter(parameters)
         for (_, activation, _), weight, bias in zip(chain.links, of, of, strict=True):
-            inputs.append(x)
-            x = F.linear(x, weight, bias)
-            saved.append(x)
-            x = ACTIVATIONS[activation].forward_(x)
-        if activation == _IDENTITY:
-            saved.pop()  # the output itself, which nothing reads
+            saved.append(F.linear(inputs[-1], weight, bias))
+            inputs.append(ACTIVATIONS[activation].forward_(saved[-1]))
+        output, last = inputs.pop(), saved.pop()
+        # Autograd watches over what others see and may write to: nobody sees the rest.
+        ctx.save_for_backward(matrix, x, None if activation == _IDENTITY else last)
+        ctx.hidden = inputs[1:], saved
         ctx.chain, ctx.ledger, ctx.parameters = chain, ledger, parameters
-        ctx.save_for_backward(matrix, *inputs, *saved)
-        return x
+        return output
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[None, ...]:
         chain: Chain = ctx.chain
-        links = chain.links
-        matrix, *kept = unfreed(ctx, 0, len(links))
+        matrix, given, last = unfreed(ctx, 0, len(chain.links))
+        inputs, saved = ctx.hidden
+        if not _keeps_graph():
+            ctx.hidden = None
         if error.requires_grad:  # backward(create_graph=True)
             error = error.detach()
-        inputs, saved = kept[: len(links)], kept[len(links) :]
         # the head's f′ is read from the output, whose graph is this node
-        saved[len(links) - 1 :] = [h.detach() for h in saved[len(links) - 1 :]] or [error]
+        last = error if last is None else last.detach()
         feedback = chain.feedback if matrix is None else Feedback(MATRIX, values=matrix)
         of = iter(ctx.parameters)
         layers = []
-        for (name, f, stream), weight, bias, x, h in zip(links, of, of, inputs, saved, strict=True):
-            segment = Segment(error, chain.scale, Layer(x, h, ACTIVATIONS[f].name, stream, 1))
-            layers.append(Recorded(name, weight, bias, segment))
+        for (name, activation, stream), weight, bias, x, h in zip(
+            chain.links, of, of, (given, *inputs), (*saved, last), strict=True
+        ):
+            layer = Layer(x, h, ACTIVATIONS[activation].name, stream, 1)
+            layers.append(Recorded(name, weight, bias, Segment(error, chain.scale, layer)))
         ctx.ledger.add(Record(feedback, layers))
         return None, None, None, None, None, None
 
 
 # Looked up once: what a small network's step waits for is mostly the reading of cold memory.
+_global_hooks = (
+    global_hooks._global_forward_hooks,
+    global_hooks._global_forward_pre_hooks,
+    global_hooks._global_backward_hooks,
+    global_hooks._global_backward_pre_hooks,
+)
+# Whoever looks at every operation or saved tensor: autocast; hooks such as activation
+# checkpointing's; functorch. And whoever needs gradients.
 _autocast = torch._C._is_any_autocast_enabled
 _packing = torch._C._autograd._top_saved_tensors_default_hooks
 _transforms = torch._C._are_functorch_transforms_active
+_DDP = torch.nn.parallel.DistributedDataParallel
+# Whether the backward pass under way may come once more.
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 # `Function.apply` without its look at functorch's transforms, under which `run` does not come here.
 _apply = super(torch.autograd.Function, ChainNode).apply
-
-
-def _surrounded(x: Tensor) -> bool:
-    """Whether something looks at every operation or saved tensor: autocast, hooks such as
-    activation checkpointing's, functorch; or there is nothing to compute, on the meta device."""
-    return x.is_meta or _autocast() or _transforms() or _packing(True) is not None

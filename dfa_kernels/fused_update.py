@@ -71,7 +71,7 @@ class FusedUpdate(torch.optim.Optimizer):
         }
         self._shared = _shared_biases(nets)
         # update="step": where records go.
-        self._ledger = Ledger()
+        self.ledger = Ledger()
         # update="backward": where in the step we are.
         self._handle = ops.provide_hyper(self)
         self._turn = _Turn()
@@ -229,7 +229,7 @@ class FusedUpdate(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; the records of the fused layers are freed either way."""
-        self._ledger.records.clear()
+        self.ledger.records.clear()
         for group in self.param_groups:
             for p in group["params"]:
                 if set_to_none or type(p.grad) is PendingGradient:
@@ -240,7 +240,7 @@ class FusedUpdate(torch.optim.Optimizer):
     def _step_records(self) -> int:
         """One grouped call for the ledger's records; the sums that it cannot express become
         gradients after all. How many parameters it stepped."""
-        records = self._ledger.records
+        records = self.ledger.records
         if not records:
             return 0
         self._follow_groups()
@@ -322,7 +322,7 @@ class FusedUpdate(torch.optim.Optimizer):
                 return False
         return len(parameters) > 0  # dynamo of torch 2.11 knows no bool of a list
 
-    def ledger(self) -> Ledger:
+    def open_ledger(self) -> Ledger:
         """Where the node of an eager forward pass leaves its record.
 
         Raises:
@@ -334,7 +334,7 @@ class FusedUpdate(torch.optim.Optimizer):
                 'backward cannot: construct it with update="backward", or use torch.optim'
             )
         _check_alone(type(self).__name__)
-        return self._ledger
+        return self.ledger
 
     def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor | None]]:
         """What the node of a forward pass needs to update ``parameters`` in its backward.

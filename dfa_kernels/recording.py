@@ -234,7 +234,7 @@ class Recording:
         outputs = [p.output for p in self.points]
         matrix, optimizer = owner.feedback_matrix, owner.optimizer_of(parameters)
         if optimizer is not None and optimizer.update == "step":
-            ledger = optimizer.ledger()
+            ledger = optimizer.open_ledger()
             made = DeferringNode.apply(
                 plan, matrix, output, ledger.leaf, ledger, parameters, chain, *outputs
             )

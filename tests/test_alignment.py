@@ -91,7 +91,7 @@ def test_it_works_where_gradients_are_off_layers_frozen_and_updates_fused():
         p.requires_grad_(False)
     assert dfa.alignment(net, F.cross_entropy, *data()) == free
     assert all(not p.requires_grad for p in net.module[0].parameters())
-    assert optimizer._ledger.records == []
+    assert optimizer.ledger.records == []
     assert all(p.grad is None for p in net.parameters())
 
 

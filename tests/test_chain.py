@@ -1,13 +1,15 @@
 """The short way through a stack of fused layers: the general way's numbers, and when it is left."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from test_optim import batches
-from torch import nn
+from torch import distributed, nn
 
 import dfa_kernels as dfa
 from dfa_kernels.activation import ACTIVATIONS
@@ -249,8 +251,91 @@ def test_a_record_keeps_no_graph(taken):
     optimizer = dfa.optim.SGD(net, lr=0.1)
     ((x, y),) = batches(1)
     F.cross_entropy(net(x), y).backward(create_graph=True)
-    (record,) = optimizer._ledger.records
+    (record,) = optimizer.ledger.records
     for _, _, _, (error, _, layer) in record.layers:
         assert not any(t.requires_grad for t in (error, layer.inputs, layer.saved))
     assert taken == [True]
     optimizer.zero_grad()
+
+
+def test_a_retained_graph_is_run_again_and_then_freed(taken):
+    net = network(("gelu", "tanh", "tanh"))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    output = net(x)
+    output.sum().backward(retain_graph=True)
+    output.sum().backward()
+    first, second = optimizer.ledger.records
+    for (*_, a), (*_, b) in zip(first.layers, second.layers, strict=True):
+        assert a.layer.inputs.data_ptr() == b.layer.inputs.data_ptr()
+        assert a.layer.saved.data_ptr() == b.layer.saved.data_ptr()
+    with pytest.raises(RuntimeError, match="3 fused layers, whose records the first one freed"):
+        output.sum().backward()
+    assert taken == [True]
+    optimizer.zero_grad()
+
+
+def test_hidden_activations_live_no_longer_than_their_record(taken):
+    """Though the output, whose graph made them, is still there."""
+    net = network(("gelu", "tanh", "tanh"))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    output = net(x)
+    output.sum().backward()
+    (record,) = optimizer.ledger.records
+    hidden = [s.layer.inputs for *_, s in record.layers[1:]]
+    hidden += [s.layer.saved for *_, s in record.layers[:-1]]
+    left = [weakref.ref(h) for h in hidden]
+    del record, hidden
+    optimizer.zero_grad()
+    assert [h() for h in left] == [None] * 4
+    assert output.requires_grad and taken == [True]
+
+
+@pytest.mark.parametrize("changed", ["the input", "the output"])
+def test_what_others_write_to_before_the_backward_pass_is_noticed(changed, taken):
+    net = network(("tanh", "tanh", "tanh"))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    output = net(x)
+    loss = output.sum()
+    with torch.no_grad():
+        (x if changed == "the input" else output).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert taken == [True] and optimizer.ledger.records == []
+
+
+def test_a_node_is_freed_with_its_output(taken):
+    """A head's output is kept by autograd alone: the node must not keep it alive."""
+    net = network(("tanh", "tanh", "tanh"))
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    output = net(x)
+    left = weakref.ref(output)
+    gc.disable()
+    del output
+    gc.enable()
+    assert left() is None
+    assert taken == [True] and optimizer.ledger.records == []
+
+
+@pytest.fixture
+def replicated():
+    """DistributedDataParallel around a network, in a group of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield nn.parallel.DistributedDataParallel
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_replicas_whose_gradients_are_averaged_are_refused(hooked, replicated, taken):
+    net = network()
+    if hooked:
+        net.module.register_forward_hook(lambda *_: None)
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, _),) = batches(1)
+    with pytest.raises(RuntimeError, match="averages gradients, and dfa_kernels.optim.SGD makes"):
+        replicated(net)(x)
+    assert optimizer.ledger.records == []
+    assert taken == [False]
