@@ -79,8 +79,8 @@ def test_a_step_makes_nothing_of_a_gradients_size(optimizer, kwargs):
     step(net, optimizer)  # makes B and the optimizer's state
     with Allocations() as seen:
         step(net, optimizer)
-    # slices of rows of 1 MiB and what AdamW makes of one, against weights of 9 MiB
-    assert 0 < seen.largest <= WEIGHT_BYTES / 8
+    # slices of rows of 2 MiB and what AdamW makes of one, against weights of 9 MiB
+    assert 0 < seen.largest <= WEIGHT_BYTES / 4
     assert seen.peak <= WEIGHT_BYTES / 2
 
 

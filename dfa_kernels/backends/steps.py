@@ -66,7 +66,8 @@ def _ones(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class _Piece(NamedTuple):
-    """A parameter, or a slice of its rows, with its gradient g and its states."""
+    """A parameter, or a slice of its rows, with its states and its gradient g, which the rule may
+    overwrite."""
 
     p: Tensor
     g: Tensor
@@ -78,16 +79,16 @@ def _sgd_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
     lr, momentum, dampening, decay, nesterov, maximize, first = hyper
     for p, g, states in pieces:
         if maximize:
-            g = -g
+            g.neg_()
         if decay:
-            g = g.add(p, alpha=decay)
+            g.add_(p, alpha=decay)
         if momentum:
             (buffer,) = states
             if first:
                 buffer.copy_(g)
             else:
                 buffer.mul_(momentum).add_(g, alpha=1 - dampening)
-            g = g.add(buffer, alpha=momentum) if nesterov else buffer
+            g = g.add_(buffer, alpha=momentum) if nesterov else buffer
         p.add_(g, alpha=-lr)
 
 
@@ -100,7 +101,7 @@ def _adamw_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
         pieces = [piece for piece in pieces if not _of_one_layout(piece)]
     for p, g, (mean, square) in pieces:
         if maximize:
-            g = -g
+            g.neg_()
         p.mul_(1 - lr * decay)
         mean.lerp_(g, 1 - beta1)
         square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -133,9 +134,9 @@ _STEPS: dict[str, _Rule] = {"sgd": _sgd_, "adamw": _adamw_}
 
 # Gradients: a slice of rows at a time, never all of a large weight's ---------------------------
 
-# Elements of a slice: 1 MiB of fp32 stays in the second-level cache between the product that makes
-# it and the step that reads it.
-_SLICE = 1 << 18
+# Elements of a slice: 2 MiB of fp32 stay in the caches between the product that makes it and the
+# step that reads it; where slices are smaller, so are the products, and slower.
+_SLICE = 1 << 19
 
 
 class _Scratch:
@@ -168,14 +169,22 @@ def _step_rows(weight: Update, terms: Terms, scratch: Any) -> None:
     parameter, states, hyper, _ = weight
     height, width = parameter.shape
     rows = max(1, _SLICE // max(1, width))
+    if rows >= height:
+        scratch.add(_Piece(parameter, _gradient(terms, parameter.dtype), states), hyper)
+        return
     for start in range(0, height, rows):
         here = slice(start, start + rows)
-        (delta, inputs), *more = terms
-        gradient = product(delta[:, here], inputs, parameter.dtype)
-        for delta, inputs in more:
-            gradient += product(delta[:, here], inputs, parameter.dtype)
+        gradient = _gradient([(delta[:, here], x) for delta, x in terms], parameter.dtype)
         slices = tuple(s[here] if s.numel() else s for s in states)
         scratch.add(_Piece(parameter[here], gradient, slices), hyper)
+
+
+def _gradient(terms: Terms, dtype: torch.dtype) -> Tensor:
+    (delta, inputs), *more = terms
+    gradient = product(delta, inputs, dtype)
+    for delta, inputs in more:
+        gradient += product(delta, inputs, dtype)
+    return gradient
 
 
 def _step_vector(bias: Update, terms: Terms, scratch: Any) -> None:
