@@ -199,6 +199,8 @@ class Reference:
         projections = _Projections(feedback, self.matrices, every)
         step = steps.Step(rule)
         for weight, bias, segments in updates:
-            terms = [(_delta(s, projections), s.layer.inputs) for s in segments]
+            terms = []
+            for segment in segments:
+                terms.append((_delta(segment, projections), segment.layer.inputs))
             step.add(weight, bias, terms)
         step.flush()

@@ -39,15 +39,7 @@ class Step:
         scratch: _Scratch | DeviceScratch = self._scratch
         if type(weight.hyper) is Tensor:
             scratch = DeviceScratch(self._rule)
-        elif self._linear and _is_linear(weight, bias, terms):
-            factors = [(delta.T, inputs) for delta, inputs in terms]
-            if bias is not None:  # a weight whose input is 1
-                ones = [
-                    (turned, _ones(turned.shape[1], turned.dtype, turned.device))
-                    for turned, _ in factors
-                ]
-                _accumulate(bias, torch.Tensor.addmv_, ones)
-            _accumulate(weight, torch.Tensor.addmm_, factors)
+        elif self._linear and _accumulate(weight, bias, terms):
             return
         if bias is not None:
             _step_vector(bias, terms, scratch)
@@ -201,34 +193,42 @@ def _step_vector(bias: Update, terms: Terms, scratch: Any) -> None:
 _NESTEROV = RULES["sgd"].hyper.index("nesterov")
 
 
-def _is_linear(weight: Update, bias: Update | None, terms: Terms) -> bool:
-    """Whether SGD's step is linear in the gradients, and in one dtype throughout."""
+def _accumulate(weight: Update, bias: Update | None, terms: Terms) -> bool:
+    """δᵀ·x goes straight into the momentum buffer, or into the weight; a bias is a weight whose
+    input is 1. False, and nothing done, where the step is not linear in the gradients, or not in
+    one dtype throughout.
+
+    All in one function: between two products every other that is called must be fetched again.
+    """
     dtype = weight.parameter.dtype
-    if weight.hyper[_NESTEROV]:
-        return False
-    if bias is not None and (bias.hyper[_NESTEROV] or bias.parameter.dtype is not dtype):
-        return False
+    steps: list[tuple[Update, Callable[..., Tensor]]] = [(weight, torch.Tensor.addmm_)]
+    if bias is not None:
+        if bias.parameter.dtype is not dtype:
+            return False
+        steps.insert(0, (bias, torch.Tensor.addmv_))
+    factors = []
     for delta, inputs in terms:
         if delta.dtype is not dtype or inputs.dtype is not dtype:
             return False
+        factors.append((delta.T, inputs))
+    for update, _ in steps:
+        if update.hyper[_NESTEROV]:
+            return False
+    for update, add_ in steps:
+        parameter, states, (lr, momentum, dampening, decay, _, maximize, first), _ = update
+        if momentum:
+            target, gain = states[0], 1.0 if first else 1 - dampening
+            beta = 0.0 if first else momentum
+        else:
+            target, gain, beta = parameter, -lr, 1 - lr * decay
+        alpha = -gain if maximize else gain
+        for turned, inputs in factors:
+            if update is bias:
+                inputs = _ones(turned.shape[1], dtype, turned.device)
+            add_(target, turned, inputs, beta=beta, alpha=alpha)
+            beta = 1.0
+        if momentum:
+            if decay:
+                target.add_(parameter, alpha=gain * decay)
+            parameter.add_(target, alpha=-lr)
     return True
-
-
-def _accumulate(
-    update: Update, add_: Callable[..., Tensor], factors: list[tuple[Tensor, Tensor]]
-) -> None:
-    """δᵀ·x goes straight into the momentum buffer, or into the weight."""
-    parameter, states, (lr, momentum, dampening, decay, _, maximize, first), _ = update
-    if momentum:
-        target, gain = states[0], 1.0 if first else 1 - dampening
-        beta = 0.0 if first else momentum
-    else:
-        target, gain, beta = parameter, -lr, 1 - lr * decay
-    alpha = -gain if maximize else gain
-    for left, right in factors:
-        add_(target, left, right, beta=beta, alpha=alpha)
-        beta = 1.0
-    if momentum:
-        if decay:
-            target.add_(parameter, alpha=gain * decay)
-        parameter.add_(target, alpha=-lr)
