@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from dfa_kernels import backends
 from dfa_kernels.throughput import counting, lineup
 from dfa_kernels.throughput.contestants import Built
 from dfa_kernels.throughput.job import Job, ready
@@ -76,13 +77,19 @@ def measure(
                 died(name, failed)
             else:
                 built[name] = made
-        runs: dict[str, Run] = {name: made.run for name, made in built.items()}
+        runs: dict[str, Run] = {name: made.bare or made.run for name, made in built.items()}
         times: dict[str, list[float]] = {}
+
+        def begin(name: str) -> None:
+            before(name)
+            backends.use(built[name].backend)
+
         try:
-            rounds(
-                runs, device, job.seconds, least=job.least, clock=clock, died=died, before=before,
-                flush=flusher(device), into=times,
-            )  # fmt: skip
+            with backends.use(None):
+                rounds(
+                    runs, device, job.seconds, least=job.least, clock=clock, died=died,
+                    before=begin, flush=flusher(device), into=times,
+                )  # fmt: skip
         finally:
             for name, samples in times.items():
                 told = [float(f"{ms:.5g}") for ms in samples]  # no clock is better than that

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -61,6 +62,27 @@ def test_every_contestant_has_its_turns_in_this_process(monkeypatch):
     assert marks[:5] == ["bp-eager", "tinydfa", "triton", "odd-raiser", "reference"]
     assert set(marks[5:]) == {"bp-eager", "odd-raiser", "reference"}
     assert measured["reference"]["launches"] > 5
+
+
+def test_every_contestant_is_timed_on_its_own_backend(monkeypatch):
+    """Though no step of its own names it, and another is in use around them all."""
+    lineup.bring(["odd_backends"])
+    turn, seen = [], Counter()
+    odd = sys.modules["odd_backends"]
+    step_ = odd.Odd.step_
+
+    def spy(self, *given):
+        seen[turn[-1], self is odd.BACKENDS["odd-steady"]] += 1
+        step_(self, *given)
+
+    monkeypatch.setattr(odd.Odd, "step_", spy)
+    names = ("bp-eager", "odd-steady", "reference", "odd-steady/backward")
+    with lineup.backends.use("odd-killer"):
+        turns.measure(job(*names), lambda event: None, turn.append, clock=lambda: 0.0)
+        assert lineup.backends.chosen(torch.device("cpu"))[0] == "odd-killer"
+    assert set(turn) == set(names)
+    # two while built, three to warm up, one to time a turn, five turns
+    assert seen == {("odd-steady", True): 11, ("odd-steady/backward", True): 11}
 
 
 def test_an_interruption_emits_what_was_measured(monkeypatch):
