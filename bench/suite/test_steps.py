@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from dfa_kernels import backends
 from dfa_kernels.throughput import lineup
 from dfa_kernels.throughput.contestants import Setting
 from dfa_kernels.throughput.networks import MLP
@@ -20,7 +21,9 @@ CONTESTANTS = os.environ.get(
 @pytest.mark.parametrize("contestant", CONTESTANTS)
 def test_step(contestant, shape, device, finished):
     built = lineup.named(contestant).build(MLP.of(parse_shape(shape)), Setting(device))
-    for _ in range(3):
-        built.run()
-    loss = finished(built.run)
+    run = built.bare or built.run
+    with backends.use(built.backend):
+        for _ in range(3):
+            run()
+        loss = finished(run)
     assert loss.isfinite()
