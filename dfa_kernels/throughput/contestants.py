@@ -120,7 +120,7 @@ class Built(NamedTuple):
     """A step that is ready to run, and the bytes that it holds for B by now.
 
     ``bare``: the same step where ``backend`` is in use already. A training loop chooses its backend
-    once, and to choose it at every step takes 1 % of a small network's.
+    once; to choose it at every step shows in a small network's time.
     """
 
     run: Run
