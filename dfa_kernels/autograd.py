@@ -262,7 +262,7 @@ def _deferred(
         bias = None if layer.bias < 0 else parameters[layer.bias]
         segment = Segment(error, plan.scale, record)
         layers.append(Recorded(layer.name, parameters[layer.weight], bias, segment))
-    return Record(feedback, layers)
+    return Record(feedback, parameters, layers)
 
 
 def _step(

@@ -8,6 +8,7 @@ autocast, frozen parameters, an input that is not a plain matrix) takes the gene
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -133,15 +134,37 @@ class ChainNode(torch.autograd.Function):
         # the head's f′ is read from the output, whose graph is this node
         last = error if last is None else last.detach()
         feedback = chain.feedback if matrix is None else Feedback(MATRIX, values=matrix)
-        of = iter(ctx.parameters)
+        kept = (given, *inputs), (*saved, last)
+        ctx.ledger.add(ChainRecord(chain, feedback, ctx.parameters, error, *kept))
+        return None, None, None, None, None, None
+
+
+class ChainRecord(Record):
+    """What a chain leaves in the ledger: every layer's weight and bias in turn, its inputs, and
+    what its f′ is read from. As a list of layers it is only made where somebody asks for one."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        feedback: Feedback,
+        parameters: list[Tensor],
+        error: Tensor,
+        inputs: tuple[Tensor, ...],
+        saved: tuple[Tensor, ...],
+    ) -> None:
+        self.links, self.scale, self.feedback = chain.links, chain.scale, feedback
+        self.parameters, self.error, self.inputs, self.saved = parameters, error, inputs, saved
+
+    @functools.cached_property
+    def layers(self) -> list[Recorded]:  # type: ignore[override]
+        of = iter(self.parameters)
         layers = []
         for (name, activation, stream), weight, bias, x, h in zip(
-            chain.links, of, of, (given, *inputs), (*saved, last), strict=True
+            self.links, of, of, self.inputs, self.saved, strict=True
         ):
             layer = Layer(x, h, ACTIVATIONS[activation].name, stream, 1)
-            layers.append(Recorded(name, weight, bias, Segment(error, chain.scale, layer)))
-        ctx.ledger.add(Record(feedback, layers))
-        return None, None, None, None, None, None
+            layers.append(Recorded(name, weight, bias, Segment(self.error, self.scale, layer)))
+        return layers
 
 
 # Looked up once: what a small network's step waits for is mostly the reading of cold memory.

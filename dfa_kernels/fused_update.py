@@ -245,9 +245,9 @@ class FusedUpdate(torch.optim.Optimizer):
             return 0
         self._follow_groups()
         gathered: dict[int, list[_Term]] = {}
-        for number, (feedback, entries) in enumerate(records):
-            for entry in entries:
-                gathered.setdefault(id(entry[1]), []).append((number, feedback, entry))
+        for number, record in enumerate(records):
+            for entry in record.layers:
+                gathered.setdefault(id(entry[1]), []).append((number, record.feedback, entry))
         feedback = records[0].feedback
         updates, stepped, others = [], [], []
         rows: dict = {}

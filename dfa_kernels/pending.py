@@ -29,18 +29,24 @@ class Recorded(NamedTuple):
     segment: Segment
 
 
-class Record(NamedTuple):
-    """One backward pass: what B was, and the fused layers."""
+class Record:
+    """One backward pass: what B was, the fused layers, and all of their parameters."""
 
-    feedback: Feedback
-    layers: list[Recorded]
+    def __init__(
+        self, feedback: Feedback, parameters: list[Tensor], layers: list[Recorded]
+    ) -> None:
+        self.feedback, self.parameters, self.layers = feedback, parameters, layers
 
     def dropped(self) -> bool:
         """Whether none of its parameters has a gradient."""
-        return all(
-            weight.grad is None and (bias is None or bias.grad is None)
-            for _, weight, bias, _ in self.layers
-        )
+        return all(p.grad is None for p in self.parameters)
+
+    def name_of(self, parameter: Tensor) -> str:
+        """The name of the layer whose parameter it is."""
+        for name, weight, bias, _ in self.layers:
+            if weight is parameter or bias is parameter:
+                return name
+        raise KeyError(f"a parameter of shape {tuple(parameter.shape)} is of none of its layers")
 
 
 class PendingGradient(torch.Tensor):
@@ -109,13 +115,12 @@ class Ledger:
         if all(held.dropped() for held in self.records):  # cleared by somebody else's zero_grad
             self.records.clear()
         held = len(self.records)
-        for name, weight, bias, _ in record.layers:
-            for p in (weight, bias):
-                if p is None or type(gradient := p.grad) is PendingGradient:
-                    continue
-                made = self._pending.get(id(p))
-                if made is None:
-                    made = self._pending[id(p)] = PendingGradient.of(p, name)
-                made.start, made.dense = held, gradient
-                p.grad = made
+        for p in record.parameters:
+            if type(gradient := p.grad) is PendingGradient:
+                continue
+            made = self._pending.get(id(p))
+            if made is None:
+                made = self._pending[id(p)] = PendingGradient.of(p, record.name_of(p))
+            made.start, made.dense = held, gradient
+            p.grad = made
         self.records.append(record)
