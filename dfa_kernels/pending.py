@@ -119,8 +119,12 @@ class Ledger:
             if type(gradient := p.grad) is PendingGradient:
                 continue
             made = self._pending.get(id(p))
+            try:
+                p.grad = made
+            except RuntimeError:  # the parameter was moved or cast since
+                made = None
             if made is None:
                 made = self._pending[id(p)] = PendingGradient.of(p, record.name_of(p))
+                p.grad = made
             made.start, made.dense = held, gradient
-            p.grad = made
         self.records.append(record)

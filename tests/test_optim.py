@@ -370,3 +370,18 @@ def test_a_group_added_later_is_stepped_too():
         net.extra = extra
     for a, b in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_that_is_cast_between_two_steps_goes_on():
+    """A pending gradient is of its parameter's dtype."""
+    net, wanted = network(), network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    train(net, optimizer, steps=2)
+    wanted.load_state_dict(net.state_dict())
+    plain = torch.optim.SGD(wanted.parameters(), lr=optimizer.param_groups[0]["lr"])
+    for each in (net, wanted):
+        each.float()
+    ours = train(net, optimizer, dtype=torch.float32)
+    for p, truth in zip(ours, train(wanted, plain, dtype=torch.float32), strict=True):
+        assert p.dtype == torch.float32
+        torch.testing.assert_close(p, truth)
