@@ -52,7 +52,7 @@ class Step:
 
 
 @functools.lru_cache(maxsize=16)
-def _ones(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def ones(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What the bias's δᵀ is multiplied by: the same for every layer and step."""
     return torch.ones(length, dtype=dtype, device=device)
 
@@ -193,6 +193,35 @@ def _step_vector(bias: Update, terms: Terms, scratch: Any) -> None:
 _NESTEROV = RULES["sgd"].hyper.index("nesterov")
 
 
+class Sum(NamedTuple):
+    """A step that is linear in a gradient g: ``target ← beta·target + alpha·g``; then, for each of
+    ``after``, a tensor, another and a number: ``tensor ← tensor + number·other``."""
+
+    target: Tensor
+    beta: float
+    alpha: float
+    after: Sequence[tuple[Tensor, Tensor, float]]
+
+
+def accumulates(update: Update) -> bool:
+    """Whether `linear` can express an SGD step: not Nesterov's, which reads g twice, and no numbers
+    that are on the device."""
+    return type(update.hyper) is not Tensor and not update.hyper[_NESTEROV]
+
+
+def linear(update: Update) -> Sum:
+    """SGD's step, g going straight into the momentum buffer or into the parameter."""
+    parameter, states, (lr, momentum, dampening, decay, _, maximize, first), _ = update
+    if not momentum:
+        return Sum(parameter, 1 - lr * decay, lr if maximize else -lr, ())
+    (buffer,) = states
+    gain = 1.0 if first else 1 - dampening
+    after = [(parameter, buffer, -lr)]
+    if decay:
+        after.insert(0, (buffer, parameter, gain * decay))
+    return Sum(buffer, 0.0 if first else momentum, -gain if maximize else gain, after)
+
+
 def _accumulate(weight: Update, bias: Update | None, terms: Terms) -> bool:
     """δᵀ·x goes straight into the momentum buffer, or into the weight; a bias is a weight whose
     input is 1. False, and nothing done, where the step is not linear in the gradients, or not in
@@ -215,20 +244,12 @@ def _accumulate(weight: Update, bias: Update | None, terms: Terms) -> bool:
         if update.hyper[_NESTEROV]:
             return False
     for update, add_ in steps:
-        parameter, states, (lr, momentum, dampening, decay, _, maximize, first), _ = update
-        if momentum:
-            target, gain = states[0], 1.0 if first else 1 - dampening
-            beta = 0.0 if first else momentum
-        else:
-            target, gain, beta = parameter, -lr, 1 - lr * decay
-        alpha = -gain if maximize else gain
+        target, beta, alpha, after = linear(update)
         for turned, inputs in factors:
             if update is bias:
-                inputs = _ones(turned.shape[1], dtype, turned.device)
+                inputs = ones(turned.shape[1], dtype, turned.device)
             add_(target, turned, inputs, beta=beta, alpha=alpha)
             beta = 1.0
-        if momentum:
-            if decay:
-                target.add_(parameter, alpha=gain * decay)
-            parameter.add_(target, alpha=-lr)
+        for tensor, other, number in after:
+            tensor.add_(other, alpha=number)
     return True
