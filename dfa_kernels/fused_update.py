@@ -23,6 +23,7 @@ from dfa_kernels.feedback import Feedback
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
 from dfa_kernels.pending import Ledger, PendingGradient, Recorded
+from dfa_kernels.repeat import Repeat, repeatable
 
 #: A fused layer's part in one record: the record's number in the ledger, its B, and the layer.
 _Term = tuple[int, Feedback, Recorded]
@@ -56,6 +57,8 @@ class FusedUpdate(torch.optim.Optimizer):
     """What SGD and AdamW share: claiming a DFA module's fused layers, and stepping them."""
 
     rule: str
+    #: Whether the numbers of one step may be those of the next: they count no steps.
+    repeats: bool
     _plain_step: Callable[..., Any]
 
     def _claim(
@@ -82,6 +85,8 @@ class FusedUpdate(torch.optim.Optimizer):
     def _prepare(self) -> None:
         """What a forward pass asks: which parameters are ours; and with update="backward" what the
         node needs of each, made beforehand so that a traced forward pass only reads it."""
+        self._repeat: Repeat | None = None
+        self._numbers: dict = {}  # of the last step that was not repeated
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
         self._known = [(group, len(group["params"])) for group in self.param_groups]
         for group in self.param_groups:
@@ -244,6 +249,12 @@ class FusedUpdate(torch.optim.Optimizer):
         if not records:
             return 0
         self._follow_groups()
+        repeat = self._repeat
+        if repeat is not None and len(records) == 1:
+            record, numbers = records[0], [self._row(group) for group in repeat.groups]
+            if repeat.fits(record, self.state, numbers):
+                repeat.step_(record)
+                return len(repeat.parameters)
         gathered: dict[int, list[_Term]] = {}
         for number, record in enumerate(records):
             for entry in record.layers:
@@ -270,7 +281,19 @@ class FusedUpdate(torch.optim.Optimizer):
         if updates:
             ops.step_(feedback, self.rule, updates, self.capturable)
             self._stepped(stepped)
+        if self.repeats and self._rows is None and self._masters is None:
+            self._remember(stepped, updates, rows)
         return len(stepped)
+
+    def _remember(self, stepped: list[Tensor], updates: list[LayerUpdate], numbers: dict) -> None:
+        """Keep what a step has found where two on end had the same numbers: under a schedule that
+        changes them at every step there is nothing to repeat."""
+        before, self._numbers, self._repeat = self._numbers, numbers, None
+        if numbers == before:
+            groups = list({id(g): g for g in (self._groups[id(p)] for p in stepped)}.values())
+            rows, records = [self._row(group) for group in groups], self.ledger.records
+            if repeatable(records, updates, rows):
+                self._repeat = Repeat(records[0], self.rule, updates, self.state, groups, rows)
 
     def _stepped(self, parameters: list[Tensor]) -> None:
         self._advance(parameters)

@@ -46,7 +46,7 @@ def _feedback(matrix: Tensor | None, distribution: str, seed: int) -> Feedback:
     return Feedback(MATRIX, values=matrix)
 
 
-def _traced(tensor: Tensor) -> bool:
+def traced(tensor: Tensor) -> bool:
     """Whether an op must be seen as one: by torch.compile, or on fake tensors."""
     return torch.compiler.is_compiling() or type(tensor) not in _PLAIN
 
@@ -61,7 +61,7 @@ def project(
     error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]
 ) -> list[Tensor]:
     """δh = e·B·scale (N·k, D) for every opaque point; ``error`` is (N, E)."""
-    if not _traced(error):
+    if not traced(error):
         run = backends.function("project", error.device, error.dtype)
         return run(error, feedback, scale, points)
     return torch.ops.dfa_kernels.project(
@@ -112,7 +112,7 @@ def gradients(
     error: Tensor, feedback: Feedback, scale: float, layers: Sequence[Layer], dtype: torch.dtype
 ) -> list[tuple[Tensor, Tensor]]:
     """dW = δᵀ·x (D, K) and db = Σₙ δ (D,) in ``dtype`` for every fused layer."""
-    if not _traced(error):
+    if not traced(error):
         run = backends.function("gradients", error.device, error.dtype)
         return run(error, feedback, scale, layers, dtype)
     flat = torch.ops.dfa_kernels.gradients(
@@ -179,7 +179,7 @@ def step_(
     memory, rather than read them when it runs.
     """
     first = updates[0].weight.parameter
-    if not _traced(first):
+    if not traced(first):
         run = backends.function("step_", first.device, first.dtype)
         run(feedback, rule, updates)
         return
@@ -240,7 +240,7 @@ def hyper(
     Traced, the rows are those of a float64 tensor that an op makes anew each time it runs, where
     ``error`` is if they are tensors ``on_device``; ``error`` is also there to order it.
     """
-    if not _traced(error):
+    if not traced(error):
         return _provider(handle).hyper(slots)
     columns = len(RULES[rule].hyper)
     return torch.ops.dfa_kernels.hyper(error, handle, columns, slots, on_device).unbind(0)

@@ -52,6 +52,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
     """
 
     rule = "sgd"
+    repeats = True
     _plain_step = inspect.unwrap(torch.optim.SGD.step)
 
     def __init__(
@@ -140,6 +141,7 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
     """
 
     rule = "adamw"
+    repeats = False
     _plain_step = inspect.unwrap(torch.optim.AdamW.step)
 
     def __init__(

@@ -104,6 +104,10 @@ class Backend(Protocol):
     ``gradients(error, feedback, scale, layers, dtype) -> [(dW, db), …]``
     ``step_(feedback, rule, updates) -> None``
 
+    ``repeated(feedback, rule, updates) -> run``, where it has one: ``run(error, inputs, saved)``
+    steps as `step_` does with these updates, each of one segment, and in those the given error and
+    each layer's own tensors; None where the backend would gain nothing.
+
     ``error`` is (N, E), of unit stride along E or not; ``scale`` multiplies e·B. Nothing that is
     returned may alias an argument, or another tensor that is returned. One that does not take every
     real floating dtype lists those of errors and parameters that it takes in ``dtypes``: with

@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -204,3 +205,72 @@ class Reference:
                 terms.append((_delta(segment, projections), segment.layer.inputs))
             step.add(weight, bias, terms)
         step.flush()
+
+    def repeated(
+        self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
+    ) -> _RepeatedStep | None:
+        dtype = updates[0].weight.parameter.dtype
+        layers = []
+        for weight, bias, segments in updates:
+            if rule != "sgd" or bias is None or len(segments) != 1 or segments[0].layer.rows != 1:
+                return None
+            for update in (weight, bias):
+                if update.parameter.dtype is not dtype or not steps.accumulates(update):
+                    return None
+            ((_, scale, (_, saved, activation, stream, _)),) = segments
+            layers.append(
+                _Layer(
+                    scale, stream, saved.shape[1], _BACKWARDS[activation], steps.linear(bias),
+                    steps.linear(weight),
+                )
+            )  # fmt: skip
+        return _RepeatedStep(feedback, self.matrices, layers)
+
+
+class _Layer(NamedTuple):
+    """What never changes of a layer whose step is repeated."""
+
+    scale: float
+    stream: int
+    width: int
+    backward: Callable[[Tensor, Tensor], Tensor]
+    bias: steps.Sum
+    weight: steps.Sum
+
+
+class _RepeatedStep:
+    """`Reference.step_` by SGD of layers whose gradients have one term, all of one error: between
+    the products of one step nothing is planned."""
+
+    def __init__(self, feedback: Feedback, matrices: _Matrices, layers: list[_Layer]) -> None:
+        self._feedback, self._matrices, self._layers = feedback, matrices, layers
+        self._widths: dict[int, int] = {}
+        for layer in layers:
+            self._widths[layer.stream] = max(layer.width, self._widths.get(layer.stream, 0))
+
+    def __call__(self, error: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+        rows, outputs = error.shape
+        dtype, device = error.dtype, error.device
+        made = {HEAD: error}
+        ones = steps.ones(rows, dtype, device)
+        for (scale, stream, width, backward, bias, weight), x, h in zip(
+            self._layers, inputs, saved, strict=True
+        ):
+            upstream = made.get(stream)
+            if upstream is None:
+                matrix = self._matrices.get(
+                    self._feedback, outputs, self._widths[stream], stream, dtype=dtype,
+                    device=device,
+                )  # fmt: skip
+                upstream = made[stream] = _scaled_product(error, matrix, scale)
+            if stream != HEAD and width < self._widths[stream]:
+                upstream = upstream[:, :width]
+            turned = backward(upstream, h).T
+            target, beta, alpha, after = bias
+            target.addmv_(turned, ones, beta=beta, alpha=alpha)
+            for tensor, other, number in after:
+                tensor.add_(other, alpha=number)
+            target, beta, alpha, after = weight
+            target.addmm_(turned, x, beta=beta, alpha=alpha)
+            for tensor, other, number in after:
+                tensor.add_(other, alpha=number)

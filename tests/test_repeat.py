@@ -1,0 +1,480 @@
+"""A step that repeats the last one: the bits of one that plans anew, and whatever changed meanwhile
+is seen."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_chain import network
+from test_optim import SGD, batches
+from torch import nn
+
+import dfa_kernels as dfa
+from dfa_kernels import backends
+from dfa_kernels.activation import ACTIVATIONS
+from dfa_kernels.repeat import Repeat
+
+NAMES = [f.name for f in ACTIVATIONS]
+
+
+@pytest.fixture
+def repeated(monkeypatch):
+    """The records whose step was a repeated one."""
+    records = []
+    step = Repeat.step_
+
+    def spy(self, record):
+        records.append(weakref.ref(record))
+        step(self, record)
+
+    monkeypatch.setattr(Repeat, "step_", spy)
+    return records
+
+
+def step(net, optimizer, x, y):
+    F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def trained(optimizer_of, net, between=None, steps=6, plain=False, dtype=torch.float64):
+    """The parameters after every step; ``between`` is called once, when steps are repeated."""
+    optimizer = optimizer_of(net)
+    if plain:
+        type(optimizer)._remember, kept = lambda *_: None, type(optimizer)._remember
+    try:
+        seen = []
+        for i, (x, y) in enumerate(batches(steps, dtype)):
+            if between is not None and i == 4:
+                between(net, optimizer)
+            step(net, optimizer, x[: 11 - i], y[: 11 - i])
+            seen += [p.detach().clone() for p in net.parameters()]
+    finally:
+        if plain:
+            type(optimizer)._remember = kept
+    return seen
+
+
+def assert_same(ours, wanted):
+    assert len(ours) == len(wanted)
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+
+def momentum(net, **kwargs):
+    return dfa.optim.SGD(net, lr=0.1, momentum=0.9, **kwargs)
+
+
+# The bits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kwargs", SGD, ids=lambda kw: "-".join(kw) or "plain")
+def test_every_sgd(kwargs, repeated):
+    def optimizer(net):
+        return dfa.optim.SGD(net, lr=0.1, **kwargs)
+
+    wanted = trained(optimizer, network(), plain=True)
+    assert not repeated
+    assert_same(trained(optimizer, network()), wanted)
+    # A first step with momentum has numbers of its own.
+    assert len(repeated) == (3 if "momentum" in kwargs else 4)
+
+
+@pytest.mark.parametrize("head", ["identity", "tanh", "gelu"])
+@pytest.mark.parametrize("hidden", NAMES)
+def test_every_activation(hidden, head, repeated):
+    wanted = trained(momentum, network((hidden, "relu", head)), plain=True)
+    assert_same(trained(momentum, network((hidden, "relu", head))), wanted)
+    assert len(repeated) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [{"shared": False}, {"distribution": "normal"}, {"scale": 0.3}])
+def test_any_feedback_and_dtype(given, dtype, repeated):
+    made = []
+    for plain in (True, False):
+        net = network(feedback=dfa.Feedback(seed=3, **given)).to(dtype)
+        made.append(trained(momentum, net, plain=plain, dtype=dtype))
+    assert_same(*made)
+    assert len(repeated) == 3
+
+
+def test_a_matrix_of_many_bytes_is_multiplied_in_slabs(repeated, monkeypatch):
+    monkeypatch.setattr("dfa_kernels.backends.reference._COMPACT", 100)
+    monkeypatch.setattr("dfa_kernels.backends.reference._SLAB", 2 * 31 * 8)
+    made = []
+    for plain in (True, False):
+        backends.get("reference").matrices.clear()
+        made.append(trained(momentum, network(), plain=plain))
+    backends.get("reference").matrices.clear()
+    assert_same(*made)
+    assert len(repeated) == 3
+
+
+def test_by_groups_of_other_numbers(repeated):
+    def optimizer(net):
+        first = net.module[0].weight
+        return dfa.optim.SGD(
+            [{"params": [first], "weight_decay": 0.1, "momentum": 0.5}, {"params": net}], lr=0.05
+        )
+
+    wanted = trained(optimizer, network(), plain=True)
+    assert_same(trained(optimizer, network()), wanted)
+    assert len(repeated) == 3
+
+
+# What changed meanwhile -------------------------------------------------------------------------
+
+
+def _another_rate(net, optimizer):
+    optimizer.param_groups[0]["lr"] = 0.03
+
+
+def _a_rate_in_a_tensor(net, optimizer):
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.03, dtype=torch.float64)
+
+
+def _other_buffers(net, optimizer):
+    for p in net.parameters():
+        optimizer.state[p]["momentum_buffer"] = torch.ones_like(p)
+
+
+def _a_state_exchanged(net, optimizer):
+    (*_, last) = net.parameters()
+    optimizer.state[last] = {"momentum_buffer": torch.ones_like(last)}
+
+
+def _states_cleared(net, optimizer):
+    optimizer.state.clear()
+
+
+def _a_checkpoint_loaded(net, optimizer):
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["lr"] = 0.03
+    optimizer.load_state_dict(saved)
+
+
+def _two_weights_exchanged(net, optimizer):
+    """Of layers of one shape."""
+    a, b = net.module[1], net.module[2]
+    a.weight, b.weight = b.weight, a.weight
+
+
+def _another_matrix(net, optimizer):
+    """Where B is the user's."""
+    if net.feedback_matrix is not None:
+        net.feedback_matrix = torch.ones_like(net.feedback_matrix)
+
+
+def _weights_written_to(net, optimizer):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(0.5)
+
+
+def _a_parameters_step_is_dropped(net, optimizer):
+    ((x, y),) = batches(1)
+    F.cross_entropy(net(x), y).backward()
+    net.module[1].weight.grad = None
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _a_penalty(net, optimizer):
+    """Autograd brings a gradient beside the pending one, in either order."""
+    ((x, y),) = batches(1)
+    for loss in (F.cross_entropy(net(x), y), net.module[1].weight.square().sum()):
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    for loss in (net.module[1].weight.square().sum(), F.cross_entropy(net(x), y)):
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _two_records(net, optimizer):
+    for x, y in batches(2):
+        F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _a_gradient_by_hand(net, optimizer):
+    ((x, y),) = batches(1)
+    F.cross_entropy(net(x), y).backward()
+    bias = net.module[1].bias
+    bias.grad = torch.ones_like(bias)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _a_second_record_of_other_parameters(net, optimizer):
+    """Cleared of the first layers' gradients, the last layer's count from the first record on."""
+    for x, y in batches(2):
+        F.cross_entropy(net(x), y).backward()
+        for p in net.module[:2].parameters():
+            p.grad = None
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _records_counted_from_the_second(net, optimizer):
+    (a, y), (b, _) = batches(2)
+    F.cross_entropy(net(a), y).backward()
+    net.module[0].weight.grad = None
+    F.cross_entropy(net(b), y).backward()
+    optimizer.ledger.records.pop(0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _a_frozen_bias(net, optimizer):
+    net.module[1].bias.requires_grad_(False)
+
+
+def _a_hook(net, optimizer):
+    net.module[1].register_forward_hook(lambda *_: None)
+
+
+def _a_parameter_taken_away(net, optimizer):
+    optimizer.param_groups[0]["params"].pop()
+
+
+def _no_momentum(net, optimizer):
+    optimizer.param_groups[0]["momentum"] = 0.0
+
+
+def _nesterov_momentum(net, optimizer):
+    optimizer.param_groups[0]["nesterov"] = True
+
+
+CHANGES = {
+    name.lstrip("_").replace("_", " "): change
+    for name, change in list(globals().items())
+    if name.startswith("_") and callable(change) and not name.startswith("__")
+}
+
+
+def square(**kwargs):
+    """Three layers, of which the last two have one shape."""
+    torch.manual_seed(0)
+    layers = [dfa.Linear(13, 5), dfa.Linear(5, 5, activation="tanh"), dfa.Linear(5, 5)]
+    return dfa.DFA(nn.Sequential(*layers).double(), **kwargs)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.9])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_two_steps_is_seen(change, factor, repeated):
+    def optimizer(net):
+        return dfa.optim.SGD(net, lr=0.1, momentum=factor)
+
+    wanted = trained(optimizer, square(), CHANGES[change], steps=8, plain=True)
+    assert_same(trained(optimizer, square(), CHANGES[change], steps=8), wanted)
+    assert len(repeated) >= 1  # before the change
+
+
+def test_a_users_matrix_is_read_at_every_step(repeated):
+    made = []
+    for plain in (True, False):
+        matrix = torch.linspace(-1, 1, 5 * 5, dtype=torch.float64).reshape(5, 5)
+        net = square(feedback=dfa.Feedback.from_matrix(matrix))
+        made.append(trained(momentum, net, _another_matrix, plain=plain))
+    assert_same(*made)
+
+
+def _by_another_feedback(net):
+    return dfa.DFA(net.module, feedback=dfa.Feedback(seed=9))
+
+
+def _by_other_activations(net):
+    other = dfa.DFA(nn.Sequential(*[dfa.Linear(1, 1, activation="relu") for _ in net.module]))
+    for mine, layer in zip(other.module, net.module, strict=True):
+        mine.weight, mine.bias = layer.weight, layer.bias
+    return dfa.DFA(other.module, feedback=net.feedback)
+
+
+@pytest.mark.parametrize("made_of", [_by_another_feedback, _by_other_activations])
+def test_two_modules_of_the_same_parameters(made_of, repeated):
+    made = []
+    for plain in (True, False):
+        net = square()
+        other = made_of(net)
+        optimizer = dfa.optim.SGD([{"params": net}, {"params": other}], lr=0.1)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for i, (x, y) in enumerate(batches(10)):
+            step((net, other)[i % 5 // 3], optimizer, x, y)
+        made.append(list(net.parameters()))
+    assert_same(*made)
+    assert repeated
+
+
+def test_a_step_of_two_records_is_not_what_is_repeated(repeated):
+    net = square()
+    optimizer = momentum(net)
+    for count in (1, 2, 2, 2, 1, 1, 1):
+        for x, y in batches(count):
+            F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(repeated) == 2
+
+
+def test_steps_that_are_counted_are_not_repeated():
+    """Though somebody sets the count back."""
+    made = []
+    for plain in (True, False):
+        net = square()
+        optimizer = dfa.optim.AdamW(net, lr=1e-3)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for i, (x, y) in enumerate(batches(6)):
+            step(net, optimizer, x, y)
+            if i in (1, 2):
+                for p in net.parameters():
+                    optimizer.state[p]["step"] -= 1
+        made.append(list(net.parameters()))
+    assert_same(*made)
+
+
+def test_weights_of_another_dtype_are_seen(repeated):
+    made = []
+    for plain in (True, False):
+        net = network()
+        optimizer = dfa.optim.SGD(net, lr=0.1)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for x, y in batches(4):
+            step(net, optimizer, x, y)
+        net.float()
+        for x, y in batches(4, torch.float32):
+            step(net, optimizer, x, y)
+        made.append(list(net.parameters()))
+    assert_same(*made)
+    # Two steps with the same numbers come before those that are repeated.
+    assert len(repeated) == 2 + 3
+
+
+def test_a_learning_rate_in_a_tensor_is_read_at_every_step(repeated):
+    made = []
+    for plain in (True, False):
+        rate = torch.tensor(0.1)
+        made.append(
+            trained(
+                lambda net, rate=rate: dfa.optim.SGD(net, lr=rate, momentum=0.9),
+                network(), lambda *_, rate=rate: rate.fill_(0.01), plain=plain,
+            )
+        )  # fmt: skip
+    assert_same(*made)
+    assert not repeated
+
+
+def test_a_schedule_repeats_nothing(repeated):
+    net = network()
+    optimizer = momentum(net)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    for x, y in batches(5):
+        step(net, optimizer, x, y)
+        schedule.step()
+    assert not repeated
+
+
+@pytest.mark.parametrize("kwargs", [{"master_weights": True}, {"capturable": True}])
+def test_masters_and_numbers_on_the_device_repeat_nothing(kwargs, repeated):
+    trained(lambda net: momentum(net, **kwargs), network())
+    assert not repeated
+
+
+def test_a_compiled_step_repeats_nothing(repeated):
+    net = network()
+    optimizer = momentum(net)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for i, (x, y) in enumerate(batches(6)):
+        F.cross_entropy(net(x), y).backward()
+        (compiled if i > 3 else optimizer.step)()
+        optimizer.zero_grad()
+    assert len(repeated) == 1
+
+
+def test_two_networks_of_one_optimizer(repeated):
+    made = []
+    for plain in (True, False):
+        nets = [network(), network(("relu", "relu", "tanh"))]
+        optimizer = dfa.optim.SGD([{"params": n} for n in nets], lr=0.1, momentum=0.9)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for i, (x, y) in enumerate(batches(12)):
+            step(nets[i % 5 // 4], optimizer, x, y)
+        made.append([p.detach() for n in nets for p in n.parameters()])
+    assert_same(*made)
+    assert repeated
+
+
+# Backends ---------------------------------------------------------------------------------------
+
+
+class _Own:
+    """A backend that is told of `step_` alone."""
+
+    def __init__(self):
+        self.updates = []
+
+    def unavailable(self, device):
+        return None
+
+    def describe(self):
+        return "ours"
+
+    def project(self, *args):
+        return backends.get("reference").project(*args)
+
+    def step_(self, feedback, rule, updates):
+        self.updates.append([(id(u.weight), len(u.segments)) for u in updates])
+        backends.get("reference").step_(feedback, rule, updates)
+
+
+@pytest.fixture
+def own():
+    made = _Own()
+    backends.register("own", made)
+    yield made
+    backends.unregister("own")
+
+
+def test_another_backend_is_given_the_same_updates_with_new_segments(own, repeated):
+    wanted = trained(momentum, network(), plain=True)
+    with backends.use("own"):
+        assert_same(trained(momentum, network()), wanted)
+    assert len(repeated) == 3 and len(own.updates) == 6
+    assert own.updates[3] == own.updates[4] == own.updates[5]
+    assert [n for _, n in own.updates[5]] == [1, 1, 1]
+
+
+def test_another_backend_from_here_on(own, repeated):
+    net = network()
+    optimizer = momentum(net)
+    for i, (x, y) in enumerate(batches(9)):
+        with backends.use("own" if i > 5 else None):
+            step(net, optimizer, x, y)
+    assert len(own.updates) == 3
+    assert len(repeated) == 3 + 2
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_step_lives_on(repeated):
+    net = network()
+    optimizer = momentum(net)
+    for x, y in batches(6):
+        step(net, optimizer, x, y)
+    assert [record() for record in repeated] == [None] * 3
+    gc.disable()
+    left = weakref.ref(optimizer), weakref.ref(net)
+    del net, optimizer
+    assert left[0]() is None
+    gc.enable()
+    gc.collect()
+    assert left[1]() is None
