@@ -77,13 +77,13 @@ class Chain:
             return None
         parameters: list[Any] = []
         for own in self._parameters:
-            parameters += (own["weight"], own["bias"])
-        first = parameters[0]
-        if first.device != x.device or first.dtype != x.dtype or first.shape[1] != x.shape[1]:
-            return None
+            parameters += (own.get("weight"), own.get("bias"))
         for p in parameters:
             if p is None or not p.requires_grad:
                 return None
+        first = parameters[0]
+        if first.device != x.device or first.dtype != x.dtype or first.shape[1] != x.shape[1]:
+            return None
         if not optimizer.claims(parameters):
             return None
         ledger = optimizer.ledger

@@ -83,8 +83,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         # FSDP2 swaps parameters: these are the ones that this forward pass sees.
-        weight: Tensor = self._parameters["weight"]  # type: ignore[assignment]
-        bias = self._parameters["bias"]
+        # One that torch.nn.utils computes from another parameter is an attribute: read it once.
+        own: dict[str, Any] = self._parameters
+        weight: Tensor = own["weight"] if "weight" in own else self.weight  # noqa: SIM401
+        bias: Tensor | None = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
         if (
             input.dim() == 0
             or input.size(-1) != self.in_features
