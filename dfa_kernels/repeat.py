@@ -63,7 +63,7 @@ class Repeat:
             own = states.get(p, {})
             self._states += [(own, name, own[name]) for name in RULES[rule].states if name in own]
         self._step = backends.function("step_", self._device, self._dtype)
-        prepare = getattr(getattr(self._step, "__self__", None), "repeated", None)
+        prepare = backends.repeated(self._step)
         self._run: Callable | None = prepare and prepare(self._feedback, rule, updates)
 
     def fits(

@@ -39,6 +39,8 @@ _SHAPES = (
     (64, 33, ((65, 128, 2), (128, 64, 1))),
     (0, 5, ((13, 11, 1),)),
 )
+# One row of each layer for each of the error's, as a perceptron has.
+_ONE_ROW = (33, 10, ((31, 127, 1), (127, 129, 1), (129, 7, 1)))
 
 
 def check_backend(
@@ -97,6 +99,9 @@ def _checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
         for shape, dtype in _COPIED:
             label = f"{rule} with copies {_label(shape, dtype)}"
             yield f"step_ {label}", partial(_copies, rule, shape, dtype, device)
+        for shape in (*_SHAPES, _ONE_ROW):
+            label = f"{rule} repeated {_label(shape, torch.float32)}"
+            yield f"step_ {label}", partial(_repeated, rule, shape, device)
     yield "layouts", partial(_layouts, device)
     yield "nan and inf", partial(_not_finite, device)
 
@@ -351,6 +356,44 @@ def _copies(rule: str, shape: tuple, dtype: torch.dtype, device: torch.device) -
 
 def _unwritten(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.full_like(parameter, math.nan, dtype=dtype)
+
+
+def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
+    """Where a backend prepares steps that repeat each other: `step_`'s bits, with a batch of
+    another size than it was prepared with."""
+    prepare = backends.repeated(backends.function("step_", device, torch.float32))
+    if prepare is None:
+        return
+    n, *others = shape
+    cases = [_case((rows, *others), torch.float32, device, "tanh") for rows in (n, n + 2)]
+    feedback, (error, layers) = Feedback("uniform", seed=5), cases[1]
+    start = [
+        [_parameter(rule, x.saved.shape[1], k, device) for k in (x.inputs.shape[1], None)]
+        for x in layers
+    ]
+    for hyper in _HYPERS[rule]:
+        made = []
+        for prepared in (True, False):
+            pairs = [
+                [Update(p.clone(), tuple(s.clone() for s in states), hyper) for p, states in pair]
+                for pair in start
+            ]
+            first, second = (
+                [
+                    LayerUpdate(weight, bias, [Segment(e, 0.1, layer)])
+                    for (weight, bias), layer in zip(pairs, given, strict=True)
+                ]
+                for e, given in cases
+            )
+            if not prepared:
+                ops.step_(feedback, rule, second)
+            elif (run := prepare(feedback, rule, first)) is None:
+                break
+            else:
+                run(error, [x.inputs for x in layers], [x.saved for x in layers])
+            made.append([t for pair in pairs for u in pair for t in (u.parameter, *u.states)])
+        for i, (ours, plain) in enumerate(zip(*made, strict=True) if made else ()):
+            assert torch.equal(ours, plain), f"tensor {i}, {hyper}: a repeated step has other bits"
 
 
 def _parameter(

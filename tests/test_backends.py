@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfa_kernels import backends, ops, testing
-from dfa_kernels.backends.contract import Point
+from dfa_kernels.backends.contract import Point, Segment
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.feedback import Feedback
 
@@ -228,6 +228,30 @@ def test_a_step_that_truncates_its_copies_fails():
                     u.copy.copy_(upper.to(torch.int16).view(torch.bfloat16))
 
     with pytest.raises(AssertionError, match="with copies.*rounded ones"):
+        testing.check_backend(Broken())
+
+
+@pytest.mark.parametrize("broken", ["by the first batch", "steps twice", "another order"])
+def test_a_repeated_step_of_other_bits_fails(broken):
+    class Broken(OnlyProjects):
+        def step_(self, feedback, rule, updates):
+            Reference().step_(feedback, rule, updates)
+
+        def repeated(self, feedback, rule, updates):
+            def run(error, *given):
+                if broken == "another order":
+                    error, *given = error.flip(0), *([t.flip(0) for t in each] for each in given)
+                for update, x, h in zip(updates, *given, strict=True):
+                    ((first, scale, layer),) = update.segments
+                    segment = Segment(error, scale, layer._replace(inputs=x, saved=h))
+                    if broken == "by the first batch":
+                        segment = Segment(first, scale, layer)
+                    for _ in range(2 if broken == "steps twice" else 1):
+                        self.step_(feedback, rule, [update._replace(segments=[segment])])
+
+            return run
+
+    with pytest.raises(AssertionError, match=r"step_ sgd repeated N=.*: tensor \d+, .*other bits"):
         testing.check_backend(Broken())
 
 

@@ -153,6 +153,12 @@ def function(name: str, device: torch.device, dtype: torch.dtype | None = None) 
     return run
 
 
+def repeated(step: Callable) -> Callable | None:
+    """What the backend whose ``step_`` this is offers for steps that repeat each other: see
+    `contract.Backend`. None where it offers nothing, or ``step`` is somebody's who watches it."""
+    return getattr(getattr(step, "__self__", None), "repeated", None)
+
+
 def _lookup(name: str) -> Backend:
     if name not in _registered:
         known = ", ".join(_registered)

@@ -105,8 +105,9 @@ class Backend(Protocol):
     ``step_(feedback, rule, updates) -> None``
 
     ``repeated(feedback, rule, updates) -> run``, where it has one: ``run(error, inputs, saved)``
-    steps as `step_` does with these updates, each of one segment, and in those the given error and
-    each layer's own tensors; None where the backend would gain nothing.
+    does what `step_` does with these updates, to the bit, where the one segment of each has that
+    error and the layer's own of the other tensors; None where the backend would gain nothing. No
+    tensor of a segment may be kept.
 
     ``error`` is (N, E), of unit stride along E or not; ``scale`` multiplies e·B. Nothing that is
     returned may alias an argument, or another tensor that is returned. One that does not take every
