@@ -286,10 +286,10 @@ class FusedUpdate(torch.optim.Optimizer):
         return len(stepped)
 
     def _remember(self, stepped: list[Tensor], updates: list[LayerUpdate], numbers: dict) -> None:
-        """Keep what a step has found where two on end had the same numbers: under a schedule that
-        changes them at every step there is nothing to repeat."""
+        """Keep what a step has found where two on end had the same numbers, none of them those of a
+        first step: under a schedule that changes them at every step there is nothing to repeat."""
         before, self._numbers, self._repeat = self._numbers, numbers, None
-        if numbers == before:
+        if numbers == before and not any(first for _, first in numbers):
             groups = list({id(g): g for g in (self._groups[id(p)] for p in stepped)}.values())
             rows, records = [self._row(group) for group in groups], self.ledger.records
             if repeatable(records, updates, rows):

@@ -371,13 +371,19 @@ def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
         [_parameter(rule, x.saved.shape[1], k, device) for k in (x.inputs.shape[1], None)]
         for x in layers
     ]
-    for hyper in _HYPERS[rule]:
+    for hyper, copied in itertools.product(_HYPERS[rule], (False, True)):
         made = []
         for prepared in (True, False):
             pairs = [
-                [Update(p.clone(), tuple(s.clone() for s in states), hyper) for p, states in pair]
+                [
+                    Update(
+                        p.clone(), tuple(s.clone() for s in states), hyper,
+                        torch.zeros_like(p, dtype=torch.bfloat16) if copied else None,
+                    )
+                    for p, states in pair
+                ]
                 for pair in start
-            ]
+            ]  # fmt: skip
             first, second = (
                 [
                     LayerUpdate(weight, bias, [Segment(e, 0.1, layer)])
@@ -391,7 +397,15 @@ def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
                 break
             else:
                 run(error, [x.inputs for x in layers], [x.saved for x in layers])
-            made.append([t for pair in pairs for u in pair for t in (u.parameter, *u.states)])
+            made.append(
+                [
+                    tensor
+                    for pair in pairs
+                    for u in pair
+                    for tensor in (u.parameter, *u.states, u.copy)
+                    if tensor is not None
+                ]
+            )
         for i, (ours, plain) in enumerate(zip(*made, strict=True) if made else ()):
             assert torch.equal(ours, plain), f"tensor {i}, {hyper}: a repeated step has other bits"
 

@@ -311,6 +311,23 @@ def test_two_modules_of_the_same_parameters(made_of, repeated):
     assert repeated
 
 
+def test_a_first_step_is_not_what_is_repeated(repeated):
+    """Though two on end are first ones."""
+    made = []
+    for plain in (True, False):
+        net = square()
+        optimizer = momentum(net)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for i, (x, y) in enumerate(batches(8)):
+            if i in (3, 4):
+                optimizer.state.clear()
+            step(net, optimizer, x, y)
+        made.append(list(net.parameters()))
+    assert_same(*made)
+    assert len(repeated) == 1
+
+
 def test_a_step_of_two_records_is_not_what_is_repeated(repeated):
     net = square()
     optimizer = momentum(net)

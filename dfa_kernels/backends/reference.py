@@ -215,7 +215,9 @@ class Reference:
             if rule != "sgd" or bias is None or len(segments) != 1 or segments[0].layer.rows != 1:
                 return None
             for update in (weight, bias):
-                if update.parameter.dtype is not dtype or not steps.accumulates(update):
+                if update.parameter.dtype is not dtype or update.copy is not None:
+                    return None
+                if not steps.accumulates(update):
                     return None
             ((_, scale, (_, saved, activation, stream, _)),) = segments
             layers.append(
