@@ -77,10 +77,12 @@ class Chain:
             return None
         parameters: list[Any] = []
         for own in self._parameters:
-            parameters += (own.get("weight"), own.get("bias"))
-        for p in parameters:
-            if p is None or not p.requires_grad:
+            weight, bias = own.get("weight"), own.get("bias")
+            if weight is None or bias is None:
                 return None
+            if not (weight.requires_grad and bias.requires_grad):
+                return None
+            parameters += (weight, bias)
         first = parameters[0]
         if first.device != x.device or first.dtype != x.dtype or first.shape[1] != x.shape[1]:
             return None
