@@ -146,14 +146,15 @@ def _scale(options: Options, book: Book, with_memory: bool) -> None:
     methods = {name: lineup.named(name).method for name in dict.fromkeys(names)}
     job = options.of(tuple(methods), SCALING_SECONDS).job(scaling.BASE[kind], options.dtypes[0])
     jobs = scaling.jobs(job, kind, options.shapes)
+    visits = jobs * scaling.VISITS
     found = scaling.Scaling.empty()
     place = 0
-    for event in events(jobs):
+    for event in events(visits):
         if event["event"] == "begun":
             place = event["job"]
-            _say(f"scaling, {place + 1} of {len(jobs)}: {jobs[place].where} …")
+            _say(f"scaling, {place + 1} of {len(visits)}: {visits[place].where} …")
         else:
-            found.take(jobs[place].shape, event)
+            found.take(visits[place].shape, event)
         if event["event"] == "measured":
             book.put(scaling=tuple(scaling.curves(found, methods, job, kind)))
     if with_memory:

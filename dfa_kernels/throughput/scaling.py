@@ -35,8 +35,9 @@ VALUES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 #: Where a crossover is looked for: as far as the model can be believed a little beyond the places.
 _BEYOND = 4
-#: Rounds of a place, at the least: a shared machine's second is not another's.
-LEAST = 9
+#: Visits to every place, and the rounds of one at the least: a shared machine's minute is not
+#: another's, and what disturbs it for one must not be what is known of a place.
+VISITS, LEAST = 3, 3
 
 
 class Place(NamedTuple):
@@ -62,15 +63,17 @@ def _size(shape: Shape) -> float:
 
 def jobs(job: Job, kind: str, others: Sequence[Shape] = ()) -> list[Job]:
     """``job`` at every place, and among them at ``others``: what the model is held against must be
-    of the same minutes."""
+    of the same minutes. One visit, with its share of the job's time."""
     shapes = {place.shape for place in places(kind)} | set(others)
-    return [replace(job, shape=shape, least=LEAST) for shape in sorted(shapes, key=_size)]
+    own = replace(job, least=LEAST, seconds=job.seconds / VISITS)
+    return [replace(own, shape=shape) for shape in sorted(shapes, key=_size)]
 
 
 class Scaling(NamedTuple):
-    """What was measured: by (contestant, shape), samples in milliseconds, memory, a death."""
+    """What was measured: by (contestant, shape), the samples of all visits in milliseconds, memory,
+    a death."""
 
-    samples: dict[tuple[str, Shape], Sequence[float]]
+    samples: dict[tuple[str, Shape], list[float]]
     memory: dict[tuple[str, Shape], int | None]
     errors: dict[tuple[str, Shape], str]
 
@@ -82,7 +85,7 @@ class Scaling(NamedTuple):
         """An event of `turns`."""
         key = event["contestant"], Shape(*shape)
         if event["event"] == "measured" and event["samples_ms"]:
-            self.samples[key] = event["samples_ms"]
+            self.samples.setdefault(key, []).extend(event["samples_ms"])
         elif event["event"] == "died":
             self.errors[key] = event["why"]
 

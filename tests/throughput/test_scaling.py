@@ -120,6 +120,19 @@ def test_curves_have_points_in_order_memory_and_deaths():
     assert len(fitted) == len(scaling.places("cpu")) - 1
 
 
+def test_a_disturbed_visit_is_not_what_is_known_of_a_place():
+    told = measured()
+    other = Shape(64, 8, 512, 10)
+    for samples in ([8.0, 9.0, 8.5], [24.0, 25.0, 26.0], [8.2, 8.4, 8.6]):
+        told.take(other, {"event": "measured", "contestant": "reference", "samples_ms": samples})
+    assert told.held_out("cpu") == {("reference", other): 8.6}
+    assert scaling.VISITS * scaling.LEAST >= 9
+    assert {job.least for job in scaling.jobs(JOB, "cpu")} == {scaling.LEAST}
+    assert sum(job.seconds for job in scaling.jobs(JOB, "cpu")) * scaling.VISITS == pytest.approx(
+        JOB.seconds * len(scaling.places("cpu"))
+    )
+
+
 def test_what_is_timed_among_the_places_is_held_out():
     base, other = BASE["cpu"], Shape(512, 4, 1024, 10)
     shapes = [job.shape for job in scaling.jobs(JOB, "cpu", (other, base))]
