@@ -19,14 +19,11 @@ from dfa_kernels import ops
 from dfa_kernels.autograd import Plan
 from dfa_kernels.backends.contract import RULES, LayerUpdate, Update
 from dfa_kernels.capturable import DeviceRows, as_torch_steps, capturing
-from dfa_kernels.feedback import Feedback
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
-from dfa_kernels.pending import Ledger, PendingGradient, Recorded
+from dfa_kernels.pending import Ledger, PendingGradient
 from dfa_kernels.repeat import Repeat, repeatable
-
-#: A fused layer's part in one record: the record's number in the ledger, its B, and the layer.
-_Term = tuple[int, Feedback, Recorded]
+from dfa_kernels.terms import Term, expressible, materialize
 
 
 class _Slot(NamedTuple):
@@ -255,7 +252,7 @@ class FusedUpdate(torch.optim.Optimizer):
             if repeat.fits(record, self.state, numbers):
                 repeat.step_(record)
                 return len(repeat.parameters)
-        gathered: dict[int, list[_Term]] = {}
+        gathered: dict[int, list[Term]] = {}
         for number, record in enumerate(records):
             for entry in record.layers:
                 gathered.setdefault(id(entry[1]), []).append((number, record.feedback, entry))
@@ -265,7 +262,7 @@ class FusedUpdate(torch.optim.Optimizer):
         for terms in gathered.values():
             _, _, (_, weight, bias, _) = terms[0]
             left = id(weight) not in self._groups  # its group was taken away meanwhile
-            if left or id(bias) in self._shared or not _expressible(terms, feedback):
+            if left or id(bias) in self._shared or not expressible(terms, feedback):
                 others += terms
                 continue
             step, bias_step = self._update(weight, rows), None
@@ -277,7 +274,7 @@ class FusedUpdate(torch.optim.Optimizer):
         if stepped and (self._rows is not None or stepped[0].is_cuda):
             self._write_rows(stepped)
         if others:  # only now: whatever is refused has been refused above
-            _materialize(others)
+            materialize(others)
         if updates:
             ops.step_(feedback, self.rule, updates, self.capturable)
             self._stepped(stepped)
@@ -460,38 +457,6 @@ class _HiddenPending:
     def __exit__(self, *_: object) -> None:
         for p, gradient in self._hidden:
             p.grad = gradient
-
-
-def _expressible(terms: list[_Term], feedback: Feedback) -> bool:
-    """Whether the grouped call can sum them: one bias and one B throughout, and nothing dropped
-    or added by hand since the records were made."""
-    number, first, (_, weight, bias, _) = terms[0]
-    for p in (weight, bias):
-        if p is not None:
-            pending = p.grad
-            if type(pending) is not PendingGradient:
-                return False
-            if number < pending.start or pending.dense is not None:
-                return False
-    if len(terms) == 1 and first is feedback:
-        return True
-    identity = feedback.identity()
-    return all(b.identity() == identity and entry.bias is bias for _, b, entry in terms)
-
-
-def _materialize(terms: list[_Term]) -> None:
-    """Make the gradients that the terms sum to, for torch.optim to apply."""
-    totals: dict[Tensor, Tensor] = {}
-    for number, feedback, (_, weight, bias, (error, scale, layer)) in terms:
-        pair = ops.gradients(error, feedback, scale, [layer], weight.dtype)[0]
-        for p, gradient in zip((weight, bias), pair, strict=True):
-            if p is None or type(p.grad) is not PendingGradient or number < p.grad.start:
-                continue
-            before = totals.get(p, p.grad.dense)
-            gradient = gradient.to(p.dtype)
-            totals[p] = gradient if before is None else before + gradient
-    for p, total in totals.items():
-        p.grad = total
 
 
 def _watched(optimizer: torch.optim.Optimizer) -> bool:

@@ -82,8 +82,7 @@ class Linear(nn.Linear):
         return fused
 
     def forward(self, input: Tensor) -> Tensor:
-        # FSDP2 swaps parameters: these are the ones that this forward pass sees.
-        # One that torch.nn.utils computes from another parameter is an attribute: read it once.
+        # FSDP2 swaps parameters, torch.nn.utils computes some, as attributes: each is read once.
         own: dict[str, Any] = self._parameters
         weight: Tensor = own["weight"] if "weight" in own else self.weight  # noqa: SIM401
         bias: Tensor | None = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
