@@ -22,7 +22,7 @@ from dfa_kernels.capturable import DeviceRows, as_torch_steps, capturing
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
 from dfa_kernels.pending import Ledger, PendingGradient
-from dfa_kernels.repeat import Repeat, repeatable
+from dfa_kernels.repeat import Repeat, kind, repeatable
 from dfa_kernels.terms import Term, expressible, materialize
 
 
@@ -54,8 +54,6 @@ class FusedUpdate(torch.optim.Optimizer):
     """What SGD and AdamW share: claiming a DFA module's fused layers, and stepping them."""
 
     rule: str
-    #: Whether the numbers of one step may be those of the next: they count no steps.
-    repeats: bool
     _plain_step: Callable[..., Any]
 
     def _claim(
@@ -83,7 +81,7 @@ class FusedUpdate(torch.optim.Optimizer):
         """What a forward pass asks: which parameters are ours; and with update="backward" what the
         node needs of each, made beforehand so that a traced forward pass only reads it."""
         self._repeat: Repeat | None = None
-        self._numbers: dict = {}  # of the last step that was not repeated
+        self._before: list = []  # what the last step that was not repeated had of `Repeat.kind`
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
         self._known = [(group, len(group["params"])) for group in self.param_groups]
         for group in self.param_groups:
@@ -109,12 +107,11 @@ class FusedUpdate(torch.optim.Optimizer):
             with self._masters.loaded(self):
                 super().load_state_dict(state_dict)
         self._fresh.clear()
-        for group in self.param_groups:
-            for p in group["params"]:
-                step = self.state.get(p, {}).get("step")
-                if isinstance(step, Tensor) and (self.capturable or not group.get("fused")):
-                    self.state[p]["step"] = step.to(p.device if self.capturable else "cpu")
+        self._follow_counts()
         self._prepare()
+
+    def _follow_counts(self) -> None:
+        """Put step counts that were loaded where they are looked for."""
 
     def _follow_groups(self) -> None:
         """Notice groups that were exchanged or grew without `add_param_group`, as torch does."""
@@ -156,8 +153,12 @@ class FusedUpdate(torch.optim.Optimizer):
         the parameter's."""
         raise NotImplementedError
 
-    def _last(self, parameter: Tensor) -> float:
-        """The rule's last hyperparameter for the next step of ``parameter``."""
+    def _counts_of(self, parameters: list[Tensor]) -> list[Tensor]:
+        """The step count of each, where the rule counts."""
+        return []
+
+    def _lasts(self, parameters: list[Tensor], counts: list[Tensor]) -> list[float]:
+        """The rule's last hyperparameter for the next step of each, whose counts these are."""
         raise NotImplementedError
 
     def _write_last(self, parameters: list[Tensor], cells: list[Tensor]) -> None:
@@ -168,15 +169,19 @@ class FusedUpdate(torch.optim.Optimizer):
         """Refuse what a replay of this step without rows on the device would get wrong."""
         raise NotImplementedError
 
-    def _hyper(self, parameter: Tensor, group: dict[str, Any], rows: dict) -> Any:
-        """The rule's whole row: one object for all that share it."""
+    def _hypers(self, parameters: list[Tensor], groups: list[dict[str, Any]]) -> list[Any]:
+        """The rule's whole row of each: one object for all that share it."""
         if self._rows is not None:
-            return self._rows.of(parameter, group)
-        key = id(group), self._last(parameter)
-        row = rows.get(key)
-        if row is None:
-            row = rows[key] = tuple(map(float, (*self._row(group), key[1])))
-        return row
+            return [self._rows.of(p, g) for p, g in zip(parameters, groups, strict=True)]
+        lasts = self._lasts(parameters, self._counts_of(parameters))
+        rows: dict[tuple[int, float], tuple[float, ...]] = {}
+        made = []
+        for group, last in zip(groups, lasts, strict=True):
+            row = rows.get((id(group), last))
+            if row is None:
+                row = rows[id(group), last] = tuple(map(float, (*self._row(group), last)))
+            made.append(row)
+        return made
 
     def _write_rows(self, parameters: list[Tensor]) -> None:
         """Bring rows on the device up to date for a step of these."""
@@ -190,8 +195,8 @@ class FusedUpdate(torch.optim.Optimizer):
         cells = [self._rows.last(p, g) for p, g in zip(parameters, groups, strict=True)]
         self._write_last(parameters, cells)
 
-    def _advance(self, parameters: list[Tensor]) -> None:
-        """Count a step of each."""
+    def _advance(self, parameters: list[Tensor], counts: list[Tensor]) -> None:
+        """Count a step of each, whose counts these are."""
         raise NotImplementedError
 
     # step ----------------------------------------------------------------------------------
@@ -219,7 +224,7 @@ class FusedUpdate(torch.optim.Optimizer):
             if self.update == "step":
                 stepped = self._step_records()
             else:
-                self._stepped(self._turn.applied)
+                self._stepped(self._turn.applied, self._counts_of(self._turn.applied))
                 self._turn.awaiting, self._turn.applied = False, []
             if stepped < sum([len(group["params"]) for group in self.param_groups]):
                 self._step_dense()
@@ -246,73 +251,82 @@ class FusedUpdate(torch.optim.Optimizer):
         if not records:
             return 0
         self._follow_groups()
-        repeat = self._repeat
-        if repeat is not None and len(records) == 1:
-            record, numbers = records[0], [self._row(group) for group in repeat.groups]
-            if repeat.fits(record, self.state, numbers):
-                repeat.step_(record)
-                return len(repeat.parameters)
+        if self._repeat is not None and len(records) == 1:
+            rows = self._repeat.rows(records[0], self)
+            if rows is not None:
+                self._repeat.step_(records[0], rows)
+                self._stepped(self._repeat.parameters, self._repeat.counts)
+                return len(self._repeat.parameters)
         gathered: dict[int, list[Term]] = {}
         for number, record in enumerate(records):
             for entry in record.layers:
                 gathered.setdefault(id(entry[1]), []).append((number, record.feedback, entry))
         feedback = records[0].feedback
-        updates, stepped, others = [], [], []
-        rows: dict = {}
+        stepped: list[Tensor] = []
+        chosen, others = [], []
         for terms in gathered.values():
             _, _, (_, weight, bias, _) = terms[0]
             left = id(weight) not in self._groups  # its group was taken away meanwhile
             if left or id(bias) in self._shared or not expressible(terms, feedback):
                 others += terms
                 continue
-            step, bias_step = self._update(weight, rows), None
-            stepped.append(weight)
-            if bias is not None:
-                bias_step = self._update(bias, rows)
-                stepped.append(bias)
-            updates.append(LayerUpdate(step, bias_step, [entry[3] for _, _, entry in terms]))
+            chosen.append((bias, [entry[3] for _, _, entry in terms]))
+            stepped += (weight,) if bias is None else (weight, bias)
+        made = iter(self._updates(stepped))
+        updates = [
+            LayerUpdate(next(made), None if bias is None else next(made), segments)
+            for bias, segments in chosen
+        ]
         if stepped and (self._rows is not None or stepped[0].is_cuda):
             self._write_rows(stepped)
         if others:  # only now: whatever is refused has been refused above
             materialize(others)
         if updates:
             ops.step_(feedback, self.rule, updates, self.capturable)
-            self._stepped(stepped)
-        if self.repeats and self._rows is None and self._masters is None:
-            self._remember(stepped, updates, rows)
+            self._stepped(stepped, self._counts_of(stepped))
+        self._remember(stepped, updates)
         return len(stepped)
 
-    def _remember(self, stepped: list[Tensor], updates: list[LayerUpdate], numbers: dict) -> None:
-        """Keep what a step has found where two on end had the same numbers, none of them those of a
-        first step: under a schedule that changes them at every step there is nothing to repeat."""
-        before, self._numbers, self._repeat = self._numbers, numbers, None
-        if numbers == before and not any(first for _, first in numbers):
-            groups = list({id(g): g for g in (self._groups[id(p)] for p in stepped)}.values())
-            rows, records = [self._row(group) for group in groups], self.ledger.records
-            if repeatable(records, updates, rows):
-                self._repeat = Repeat(records[0], self.rule, updates, self.state, groups, rows)
+    def _remember(self, stepped: list[Tensor], updates: list[LayerUpdate]) -> None:
+        """Keep what a step has found where two on end were of one kind."""
+        before, self._before, self._repeat = self._before, [], None
+        if repeatable(self.ledger.records, updates) and self._rows is None:
+            self._before = kind(updates)
+            if self._before == before:
+                self._repeat = Repeat(self, self.ledger.records[0], updates)
 
-    def _stepped(self, parameters: list[Tensor]) -> None:
-        self._advance(parameters)
+    def _stepped(self, parameters: list[Tensor], counts: list[Tensor]) -> None:
+        self._advance(parameters, counts)
         if self._masters is not None:
             self._masters.wrote(parameters)
 
-    def _update(self, parameter: Tensor, rows: dict) -> Update:
-        group = self._groups[id(parameter)]
-        masters = self._masters
-        master = None if masters is None else self._master(parameter)
-        states, device = self._states(parameter, group), parameter.device
-        for state in states if master is None else (*states, master):
-            if state.device != device:
-                raise RuntimeError(
-                    f"a parameter of shape {tuple(parameter.shape)} is on {device}, but its "
-                    f"optimizer state is on {state.device}: move the model before the first step"
-                )
-        hyper = self._hyper(parameter, group, rows)
-        if masters is None or master is None:
-            return Update(parameter, states, hyper)
-        masters.follow(parameter, master)
-        return Update(master, states, hyper, parameter)
+    def _updates(self, parameters: list[Tensor]) -> list[Update]:
+        """Of each, its states made where they are missing.
+
+        Raises:
+            RuntimeError: a parameter has moved to another device than its optimizer state.
+        """
+        groups = [self._groups[id(p)] for p in parameters]
+        kept = []
+        for p, group in zip(parameters, groups, strict=True):
+            master = None if self._masters is None else self._master(p)
+            states, device = self._states(p, group), p.device
+            for state in states if master is None else (*states, master):
+                if state.device != device:
+                    raise RuntimeError(
+                        f"a parameter of shape {tuple(p.shape)} is on {device}, but its optimizer "
+                        f"state is on {state.device}: move the model before the first step"
+                    )
+            kept.append((master, states))
+        made = []
+        hypers = self._hypers(parameters, groups)
+        for p, (master, states), hyper in zip(parameters, kept, hypers, strict=True):
+            if self._masters is None or master is None:
+                made.append(Update(p, states, hyper))
+            else:
+                self._masters.follow(p, master)
+                made.append(Update(master, states, hyper, p))
+        return made
 
     def _step_dense(self) -> None:
         """torch.optim's own step for what has a gradient."""
@@ -424,9 +438,8 @@ class FusedUpdate(torch.optim.Optimizer):
                 f"since {type(self).__name__}.step()"
             )
         chosen = [self._slots[i] for i in slots]
-        rows: dict = {}
-        made = [self._hyper(slot.parameter, slot.group, rows) for slot in chosen]
         parameters = [slot.parameter for slot in chosen]
+        made = self._hypers(parameters, [slot.group for slot in chosen])
         self._write_rows(parameters)
         self._turn.applied = parameters
         return made

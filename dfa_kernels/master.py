@@ -52,6 +52,10 @@ class Masters:
         master.copy_(torch.where(same, master, given.float()))
         self.wrote([parameter])
 
+    def are_true(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether nobody has written to any of these since."""
+        return all(self._versions.get(id(p)) == p._version for p in parameters)
+
     def wrote(self, parameters: Iterable[Tensor]) -> None:
         """The optimizer has written these."""
         for p in parameters:

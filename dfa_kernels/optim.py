@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dfa_kernels.capturable import refuse_while_capturing
+from dfa_kernels.counts import Counts
 from dfa_kernels.fused_update import FusedUpdate
 from dfa_kernels.master import MASTER
 from dfa_kernels.module import DFA
@@ -52,7 +53,6 @@ class SGD(FusedUpdate, torch.optim.SGD):
     """
 
     rule = "sgd"
-    repeats = True
     _plain_step = inspect.unwrap(torch.optim.SGD.step)
 
     def __init__(
@@ -105,8 +105,10 @@ class SGD(FusedUpdate, torch.optim.SGD):
             group["maximize"],
         )
 
-    def _last(self, parameter: Tensor) -> float:
-        return float(id(parameter) in self._fresh)
+    def _lasts(self, parameters: list[Tensor], counts: list[Tensor]) -> list[float]:
+        if not self._fresh:
+            return [0.0] * len(parameters)
+        return [float(id(p) in self._fresh) for p in parameters]
 
     def _write_last(self, parameters: list[Tensor], cells: list[Tensor]) -> None:
         self._check_captured(parameters)
@@ -119,7 +121,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
             if id(p) in self._fresh:
                 refuse_while_capturing(p, "the momentum")
 
-    def _advance(self, parameters: list[Tensor]) -> None:
+    def _advance(self, parameters: list[Tensor], counts: list[Tensor]) -> None:
         if self._fresh:
             if self._rows is not None:
                 for p in parameters:
@@ -141,7 +143,6 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
     """
 
     rule = "adamw"
-    repeats = False
     _plain_step = inspect.unwrap(torch.optim.AdamW.step)
 
     def __init__(
@@ -166,6 +167,7 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
             groups, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach,
             capturable=capturable,
         )  # fmt: skip
+        self._counts = Counts()
         self._claim(nets, update, master_weights, capturable)
 
     def _states(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -173,8 +175,10 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
         if "step" not in state:
             refuse_while_capturing(parameter, "the state")
             like = state.get(MASTER, parameter)
-            device = parameter.device if self.capturable else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            if self.capturable:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            else:
+                state["step"] = self._counts.start(len(self._fused))
             state["exp_avg"] = torch.zeros_like(like)
             state["exp_avg_sq"] = torch.zeros_like(like)
         return (state["exp_avg"], state["exp_avg_sq"])
@@ -188,11 +192,15 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
             group["maximize"],
         )
 
-    def _last(self, parameter: Tensor) -> float:
-        return float(self.state[parameter]["step"]) + 1
+    def _counts_of(self, parameters: list[Tensor]) -> list[Tensor]:
+        states = self.state
+        return [states[p]["step"] for p in parameters]
+
+    def _lasts(self, parameters: list[Tensor], counts: list[Tensor]) -> list[float]:
+        return [count + 1 for count in self._counts.read(counts)]
 
     def _write_last(self, parameters: list[Tensor], cells: list[Tensor]) -> None:
-        torch._foreach_copy_(cells, [self.state[p]["step"] for p in parameters])
+        torch._foreach_copy_(cells, self._counts_of(parameters))
         torch._foreach_add_(cells, 1)
 
     def _check_captured(self, parameters: list[Tensor]) -> None:
@@ -201,9 +209,22 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
             "with capturable=True"
         )
 
-    def _advance(self, parameters: list[Tensor]) -> None:
-        if parameters:
-            torch._foreach_add_([self.state[p]["step"] for p in parameters], 1)
+    def _advance(self, parameters: list[Tensor], counts: list[Tensor]) -> None:
+        if counts:
+            self._counts.add(counts)
+
+    def _follow_counts(self) -> None:
+        fused = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                count = self.state.get(p, {}).get("step")
+                if isinstance(count, Tensor) and (self.capturable or not group.get("fused")):
+                    self.state[p]["step"] = count.to(p.device if self.capturable else "cpu")
+                    fused += [p] if p in self._fused else []
+        if not self.capturable:
+            self._counts = Counts([float(self.state[p]["step"]) for p in fused])
+            for p, count in zip(fused, self._counts.each, strict=True):
+                self.state[p]["step"] = count
 
 
 def _groups(params: Any, update: str) -> tuple[list[dict[str, Any]], tuple[DFA, ...]]:

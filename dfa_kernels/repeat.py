@@ -1,4 +1,4 @@
-"""A step that repeats the last one: the same layers, states and numbers, other tensors beside them.
+"""A step that repeats the last one: the same layers and states, other numbers and tensors.
 
 A training loop takes one and the same step, and between the products of a small network whatever
 is looked up and planned anew waits for cold memory. So an optimizer keeps what it found, and uses
@@ -7,98 +7,128 @@ it again after it has compared all that anybody may have changed meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import is_
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from dfa_kernels import backends, ops
-from dfa_kernels.backends.contract import RULES, LayerUpdate
+from dfa_kernels.backends.contract import RULES, LayerUpdate, Repeated, distinct_rows
+from dfa_kernels.capturable import capturing
 from dfa_kernels.chain import ChainRecord
+from dfa_kernels.master import MASTER
 from dfa_kernels.pending import PendingGradient, Record
 
-#: A parameter group's hyperparameters.
-Row = tuple[Any, ...]
+if TYPE_CHECKING:
+    from dfa_kernels.fused_update import FusedUpdate
+
+#: A row of a rule's table.
+Row = tuple[float, ...]
 
 
 def repeatable(
-    records: list[Record], updates: Sequence[LayerUpdate], rows: Sequence[Row]
+    records: list[Record], updates: Sequence[LayerUpdate]
 ) -> TypeGuard[list[ChainRecord]]:
-    """Whether a step of these records was that of one whole chain, and of nothing but numbers."""
+    """Whether a step of these records was that of one whole chain."""
     record = records[0]
     if len(records) > 1 or type(record) is not ChainRecord:
         return False
-    if len(updates) < len(record.links) or ops.traced(record.error):
-        return False
-    return not any(isinstance(number, Tensor) for row in rows for number in row)
+    return len(updates) == len(record.links) and not ops.traced(record.error)
+
+
+def kind(updates: Sequence[LayerUpdate]) -> list[Row]:
+    """What steps that repeat each other have in common of their hyperparameters: all but the
+    learning rate, which a schedule changes, and the rule's last, which may count."""
+    rows, _ = distinct_rows(updates)
+    return [tuple(row[1:-1]) for row in rows]
 
 
 class Repeat:
-    """The step that was taken for ``record``, the only one then, with ``updates``.
-
-    ``states``: the optimizer's; ``groups``: those of the parameters; ``rows``: their
-    hyperparameters.
-    """
+    """The step of ``optimizer`` that was taken for ``record``, the only one then, with
+    ``updates``."""
 
     def __init__(
-        self,
-        record: ChainRecord,
-        rule: str,
-        updates: Sequence[LayerUpdate],
-        states: Mapping[Tensor, dict[str, Any]],
-        groups: Sequence[dict[str, Any]],
-        rows: Sequence[Row],
+        self, optimizer: FusedUpdate, record: ChainRecord, updates: Sequence[LayerUpdate]
     ) -> None:
-        self.parameters, self.groups, self._rows = record.parameters, groups, rows
+        self.parameters = record.parameters
+        self.counts = optimizer._counts_of(record.parameters)
         self._links, self._feedback = record.links, record.feedback
-        self._rule = rule
-        self._updates = [(weight, bias) for weight, bias, _ in updates]
-        first = self.parameters[0]
-        self._device, self._dtype = first.device, first.dtype
+        self._known = Repeated.of(updates)
+        first, stepped = record.parameters[0], updates[0].weight.parameter
+        self._device, self._dtype, self._stepped = first.device, first.dtype, stepped.dtype
+
+        # Whose row each distinct one is, and which of them each parameter has.
+        self._rows, row_of = distinct_rows(updates)
+        self._kind = kind(updates)
+        self._owners = [row_of.index(r) for r in range(len(self._rows))]
+        self._owner_of = [self._owners[r] for r in row_of]
+        self._groups = [optimizer._groups[id(self.parameters[i])] for i in self._owners]
+
+        states = optimizer.state
         self._every = list(states.values())
         self._states: list[tuple[dict[str, Any], str, Tensor]] = []
+        names = (*RULES[optimizer.rule].states, "step", MASTER)
         for p in self.parameters:
             own = states.get(p, {})
-            self._states += [(own, name, own[name]) for name in RULES[rule].states if name in own]
-        self._step = backends.function("step_", self._device, self._dtype)
-        prepare = backends.repeated(self._step)
-        self._run: Callable | None = prepare and prepare(self._feedback, rule, updates)
+            self._states += [(own, name, own[name]) for name in names if name in own]
 
-    def fits(
-        self, record: Record, states: Mapping[Tensor, dict[str, Any]], rows: Sequence[Row]
-    ) -> TypeGuard[ChainRecord]:
-        """Whether ``record``, the only one, asks for this step, and nothing has changed."""
+        self._rule = optimizer.rule
+        self._step = backends.function("step_", self._device, self._stepped)
+        prepare = backends.repeated(self._step)
+        self._run: Callable | None = prepare and prepare(self._feedback, self._rule, updates)
+
+    def rows(self, record: Record, optimizer: FusedUpdate) -> list[Row] | None:
+        """The distinct rows of the step that ``record``, the only one, asks for; None where that
+        is not this step, or anything has changed."""
         if type(record) is not ChainRecord or record.links is not self._links:
-            return False
-        error, device, dtype = record.error, self._device, self._dtype
-        if record.feedback is not self._feedback or rows != self._rows:
-            return False
-        if error.dtype is not dtype or error.device != device:
-            return False
+            return None
+        error, device = record.error, self._device
+        if record.feedback is not self._feedback:
+            return None
+        if error.dtype is not self._dtype or error.device != device:
+            return None
         for p, known in zip(record.parameters, self.parameters, strict=True):
             pending = p.grad
             if p is not known or type(pending) is not PendingGradient:
-                return False
+                return None
             if pending.start or pending.dense is not None:
-                return False
+                return None
+        states = optimizer.state
         if len(states) != len(self._every) or not all(map(is_, states.values(), self._every)):
-            return False
+            return None
         for own, name, state in self._states:
             if own.get(name) is not state:
-                return False
-        if torch.compiler.is_compiling():  # which must see an op
-            return False
-        return backends.function("step_", device, dtype) is self._step
+                return None
+        masters = optimizer._masters
+        if masters is not None and not masters.are_true(self.parameters):
+            return None
+        if torch.compiler.is_compiling() or capturing(device):  # to which a step is not one of many
+            return None
+        if backends.function("step_", device, self._stepped) is not self._step:
+            return None
+        return self._rows_now(optimizer)
 
-    def step_(self, record: ChainRecord) -> None:
-        """Take it, with the tensors of ``record``."""
+    def _rows_now(self, optimizer: FusedUpdate) -> list[Row] | None:
+        """The rows by the groups and counts as they are; None where others share them now."""
+        lasts = optimizer._lasts(self.parameters, self.counts)
+        if lasts != [lasts[i] for i in self._owner_of]:
+            return None
+        rows = []
+        for group, i, before in zip(self._groups, self._owners, self._kind, strict=True):
+            row = tuple(map(float, (*optimizer._row(group), lasts[i])))
+            if row[1:-1] != before:
+                return None
+            rows.append(row)
+        return self._rows if rows == self._rows else rows
+
+    def step_(self, record: Record, rows: list[Row]) -> None:
+        """Take it, with the tensors of ``record`` and its `rows`."""
+        assert isinstance(record, ChainRecord)
+        self._rows = rows
+        given = record.error, record.inputs, record.saved, rows
         if self._run is not None:
-            self._run(record.error, record.inputs, record.saved)
-            return
-        updates = [
-            LayerUpdate(weight, bias, [layer.segment])
-            for (weight, bias), layer in zip(self._updates, record.layers, strict=True)
-        ]
-        self._step(self._feedback, self._rule, updates)
+            self._run(*given)
+        else:
+            self._step(self._feedback, self._rule, self._known.whole(*given))

@@ -360,7 +360,7 @@ def _unwritten(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
     """Where a backend prepares steps that repeat each other: `step_`'s bits, with a batch of
-    another size than it was prepared with."""
+    another size and other numbers than it was prepared with."""
     prepare = backends.repeated(backends.function("step_", device, torch.float32))
     if prepare is None:
         return
@@ -373,30 +373,31 @@ def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
     ]
     for hyper, copied in itertools.product(_HYPERS[rule], (False, True)):
         made = []
+        # Of weights and of biases, when it is prepared and when it runs.
+        rows = [hyper, (3 * hyper[0], *hyper[1:])]
+        later = [_next(rule, row) for row in rows]
         for prepared in (True, False):
             pairs = [
                 [
                     Update(
-                        p.clone(), tuple(s.clone() for s in states), hyper,
+                        p.clone(), tuple(s.clone() for s in states), row,
                         torch.zeros_like(p, dtype=torch.bfloat16) if copied else None,
                     )
-                    for p, states in pair
+                    for (p, states), row in zip(pair, rows if prepared else later, strict=True)
                 ]
                 for pair in start
             ]  # fmt: skip
-            first, second = (
-                [
-                    LayerUpdate(weight, bias, [Segment(e, 0.1, layer)])
-                    for (weight, bias), layer in zip(pairs, given, strict=True)
-                ]
-                for e, given in cases
-            )
+            e, given = cases[0] if prepared else cases[1]
+            updates = [
+                LayerUpdate(weight, bias, [Segment(e, 0.1, layer)])
+                for (weight, bias), layer in zip(pairs, given, strict=True)
+            ]
             if not prepared:
-                ops.step_(feedback, rule, second)
-            elif (run := prepare(feedback, rule, first)) is None:
+                ops.step_(feedback, rule, updates)
+            elif (run := prepare(feedback, rule, updates)) is None:
                 break
             else:
-                run(error, [x.inputs for x in layers], [x.saved for x in layers])
+                run(error, [x.inputs for x in layers], [x.saved for x in layers], later)
             made.append(
                 [
                     tensor

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfa_kernels import backends, ops, testing
-from dfa_kernels.backends.contract import Point, Segment
+from dfa_kernels.backends.contract import Point, Repeated, distinct_rows
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.feedback import Feedback
 
@@ -231,23 +231,37 @@ def test_a_step_that_truncates_its_copies_fails():
         testing.check_backend(Broken())
 
 
-@pytest.mark.parametrize("broken", ["by the first batch", "steps twice", "another order"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "by the first batch", "steps twice", "another order", "by the first numbers",
+        "by the weight's numbers",
+    ],
+)  # fmt: skip
 def test_a_repeated_step_of_other_bits_fails(broken):
     class Broken(OnlyProjects):
         def step_(self, feedback, rule, updates):
             Reference().step_(feedback, rule, updates)
 
         def repeated(self, feedback, rule, updates):
-            def run(error, *given):
+            known = Repeated.of(updates)
+
+            def run(error, inputs, saved, rows):
                 if broken == "another order":
-                    error, *given = error.flip(0), *([t.flip(0) for t in each] for each in given)
-                for update, x, h in zip(updates, *given, strict=True):
-                    ((first, scale, layer),) = update.segments
-                    segment = Segment(error, scale, layer._replace(inputs=x, saved=h))
-                    if broken == "by the first batch":
-                        segment = Segment(first, scale, layer)
-                    for _ in range(2 if broken == "steps twice" else 1):
-                        self.step_(feedback, rule, [update._replace(segments=[segment])])
+                    error = error.flip(0)
+                    inputs, saved = ([t.flip(0) for t in each] for each in (inputs, saved))
+                elif broken == "by the first numbers":
+                    rows = distinct_rows(updates)[0]
+                elif broken == "by the weight's numbers":
+                    rows = rows[:1] * 2
+                made = known.whole(error, inputs, saved, rows)
+                if broken == "by the first batch":
+                    made = [
+                        new._replace(segments=old.segments)
+                        for new, old in zip(made, updates, strict=True)
+                    ]
+                for _ in range(2 if broken == "steps twice" else 1):
+                    self.step_(feedback, rule, made)
 
             return run
 

@@ -295,8 +295,8 @@ def test_a_first_step_is_not_captured(name, dtype, captured):
 def test_a_first_momentum_is_not_captured_where_it_was_made_beforehand(captured):
     net = network()
     optimizer = make("SGD", net, update="backward", momentum=0.9)
-    for p in net.parameters():
-        optimizer._hyper(p, optimizer._groups[id(p)], {})
+    parameters = list(net.parameters())
+    optimizer._hypers(parameters, [optimizer._groups[id(p)] for p in parameters])
     captured()
     with pytest.raises(RuntimeError, match="the momentum of a parameter.*run a step"):
         train(net, optimizer, steps=1)

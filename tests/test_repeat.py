@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_chain import network
-from test_optim import SGD, batches
+from test_optim import CASES, IDS, batches
 from torch import nn
 
 import dfa_kernels as dfa
@@ -25,9 +25,9 @@ def repeated(monkeypatch):
     records = []
     step = Repeat.step_
 
-    def spy(self, record):
+    def spy(self, record, rows):
         records.append(weakref.ref(record))
-        step(self, record)
+        step(self, record, rows)
 
     monkeypatch.setattr(Repeat, "step_", spy)
     return records
@@ -39,17 +39,25 @@ def step(net, optimizer, x, y):
     optimizer.zero_grad()
 
 
-def trained(optimizer_of, net, between=None, steps=6, plain=False, dtype=torch.float64):
-    """The parameters after every step; ``between`` is called once, when steps are repeated."""
+def trained(
+    optimizer_of, net, between=None, steps=6, plain=False, dtype=torch.float64, schedule_of=None
+):
+    """The parameters and states after every step; ``between`` is called once, when steps are
+    repeated."""
     optimizer = optimizer_of(net)
     if plain:
         optimizer._remember = lambda *_: None
+    schedule = schedule_of and schedule_of(optimizer)
     seen = []
     for i, (x, y) in enumerate(batches(steps, dtype)):
         if between is not None and i == 4:
             between(net, optimizer)
         step(net, optimizer, x[: 11 - i], y[: 11 - i])
+        if schedule:
+            schedule.step()
         seen += [p.detach().clone() for p in net.parameters()]
+        for own in optimizer.state.values():
+            seen += [t.clone() for t in own.values() if torch.is_tensor(t)]
     return seen
 
 
@@ -65,16 +73,39 @@ def momentum(net, **kwargs):
 # The bits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kwargs", SGD, ids=lambda kw: "-".join(kw) or "plain")
-def test_every_sgd(kwargs, repeated):
-    def optimizer(net):
-        return dfa.optim.SGD(net, lr=0.1, **kwargs)
+def constant(optimizer):
+    return None
 
-    wanted = trained(optimizer, network(), plain=True)
+
+def another_rate_at_every_step(optimizer):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
+
+
+@pytest.mark.parametrize("schedule", [constant, another_rate_at_every_step])
+@pytest.mark.parametrize("masters", [False, True])
+@pytest.mark.parametrize(("name", "kwargs"), CASES, ids=IDS)
+def test_every_rule(name, kwargs, masters, schedule, repeated):
+    def optimizer(net):
+        return getattr(dfa.optim, name)(net, lr=0.1, master_weights=masters, **kwargs)
+
+    dtype = torch.bfloat16 if masters else torch.float64
+    made = [
+        trained(
+            optimizer, network().to(dtype), plain=plain, dtype=dtype, schedule_of=schedule
+        )
+        for plain in (True, False)
+    ]  # fmt: skip
+    assert_same(*made)
+    assert len(repeated) == 4
+
+
+def test_a_schedule_of_momentum_repeats_nothing(repeated):
+    def cycle(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=6)
+
+    made = [trained(momentum, network(), plain=plain, schedule_of=cycle) for plain in (True, False)]
+    assert_same(*made)
     assert not repeated
-    assert_same(trained(optimizer, network()), wanted)
-    # A first step with momentum has numbers of its own.
-    assert len(repeated) == (3 if "momentum" in kwargs else 4)
 
 
 @pytest.mark.parametrize("head", ["identity", "tanh", "gelu"])
@@ -82,7 +113,7 @@ def test_every_sgd(kwargs, repeated):
 def test_every_activation(hidden, head, repeated):
     wanted = trained(momentum, network((hidden, "relu", head)), plain=True)
     assert_same(trained(momentum, network((hidden, "relu", head))), wanted)
-    assert len(repeated) == 3
+    assert len(repeated) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -93,7 +124,7 @@ def test_any_feedback_and_dtype(given, dtype, repeated):
         net = network(feedback=dfa.Feedback(seed=3, **given)).to(dtype)
         made.append(trained(momentum, net, plain=plain, dtype=dtype))
     assert_same(*made)
-    assert len(repeated) == 3
+    assert len(repeated) == 4
 
 
 def test_a_matrix_of_many_bytes_is_multiplied_in_slabs(repeated, monkeypatch):
@@ -105,19 +136,26 @@ def test_a_matrix_of_many_bytes_is_multiplied_in_slabs(repeated, monkeypatch):
         made.append(trained(momentum, network(), plain=plain))
     backends.get("reference").matrices.clear()
     assert_same(*made)
-    assert len(repeated) == 3
+    assert len(repeated) == 4
 
 
-def test_by_groups_of_other_numbers(repeated):
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("SGD", {"momentum": 0.5}), ("SGD", {"lr": 0.2}), ("AdamW", {"betas": (0.5, 0.6)})],
+)
+def test_by_groups_of_other_numbers(name, own, repeated):
     def optimizer(net):
-        first = net.module[0].weight
-        return dfa.optim.SGD(
-            [{"params": [first], "weight_decay": 0.1, "momentum": 0.5}, {"params": net}], lr=0.05
-        )
+        first = {"params": [net.module[0].weight], "weight_decay": 0.1, **own}
+        return getattr(dfa.optim, name)([first, {"params": net}], lr=0.05)
 
-    wanted = trained(optimizer, network(), plain=True)
-    assert_same(trained(optimizer, network()), wanted)
-    assert len(repeated) == 3
+    def schedule(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda i: 1 / (1 + i), lambda i: 1])
+
+    made = [
+        trained(optimizer, network(), plain=plain, schedule_of=schedule) for plain in (True, False)
+    ]
+    assert_same(*made)
+    assert len(repeated) == 4
 
 
 # What changed meanwhile -------------------------------------------------------------------------
@@ -131,14 +169,35 @@ def _a_rate_in_a_tensor(net, optimizer):
     optimizer.param_groups[0]["lr"] = torch.tensor(0.03, dtype=torch.float64)
 
 
-def _other_buffers(net, optimizer):
+def _other_tensors_of_a_state(net, optimizer):
     for p in net.parameters():
-        optimizer.state[p]["momentum_buffer"] = torch.ones_like(p)
+        own = optimizer.state[p]
+        own.update({name: torch.ones_like(state) for name, state in own.items()})
+        own.setdefault("momentum_buffer", torch.ones_like(p))
 
 
 def _a_state_exchanged(net, optimizer):
     (*_, last) = net.parameters()
-    optimizer.state[last] = {"momentum_buffer": torch.ones_like(last)}
+    own = optimizer.state[last]
+    optimizer.state[last] = {name: torch.ones_like(state) for name, state in own.items()}
+
+
+def _counts_set_back(net, optimizer):
+    for own in optimizer.state.values():
+        if "step" in own:
+            own["step"].fill_(1)
+
+
+def _a_count_set_back(net, optimizer):
+    *_, own = optimizer.state.values() or [{}]
+    if "step" in own:
+        own["step"].fill_(1)
+
+
+def _a_count_of_its_own(net, optimizer):
+    *_, own = optimizer.state.values() or [{}]
+    if "step" in own:
+        own["step"] = own["step"].clone()
 
 
 def _states_cleared(net, optimizer):
@@ -240,6 +299,14 @@ def _nesterov_momentum(net, optimizer):
     optimizer.param_groups[0]["nesterov"] = True
 
 
+def _other_betas(net, optimizer):
+    optimizer.param_groups[0]["betas"] = (0.5, 0.6)
+
+
+def _decay(net, optimizer):
+    optimizer.param_groups[0]["weight_decay"] = 0.3
+
+
 CHANGES = {
     name.lstrip("_").replace("_", " "): change
     for name, change in list(globals().items())
@@ -254,15 +321,51 @@ def square(**kwargs):
     return dfa.DFA(nn.Sequential(*layers).double(), **kwargs)
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.9])
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_change_between_two_steps_is_seen(change, factor, repeated):
-    def optimizer(net):
-        return dfa.optim.SGD(net, lr=0.1, momentum=factor)
+def plain_sgd(net):
+    return dfa.optim.SGD(net, lr=0.1)
 
+
+def adamw(net):
+    return dfa.optim.AdamW(net, lr=0.1)
+
+
+@pytest.mark.parametrize("optimizer", [plain_sgd, momentum, adamw])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_two_steps_is_seen(change, optimizer, repeated):
     wanted = trained(optimizer, square(), CHANGES[change], steps=8, plain=True)
     assert_same(trained(optimizer, square(), CHANGES[change], steps=8), wanted)
-    assert len(repeated) >= 1  # before the change
+    assert len(repeated) >= 2  # before the change
+
+
+@pytest.mark.parametrize("change", [_weights_written_to, _a_checkpoint_loaded])
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_change_between_two_steps_with_masters_is_seen(name, change, repeated):
+    def optimizer(net):
+        return getattr(dfa.optim, name)(net, lr=0.1, master_weights=True)
+
+    made = [
+        trained(optimizer, square().bfloat16(), change, 8, plain, torch.bfloat16)
+        for plain in (True, False)
+    ]
+    assert_same(*made)
+    assert len(repeated) >= 2
+
+
+def test_a_master_exchanged_is_seen(repeated):
+    made = []
+    for plain in (True, False):
+        net = square().bfloat16()
+        optimizer = dfa.optim.SGD(net, lr=0.1, master_weights=True)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for i, (x, y) in enumerate(batches(6, torch.bfloat16)):
+            if i == 4:
+                for own in optimizer.state.values():
+                    own["master"] = own["master"] + 2.0**-14
+            step(net, optimizer, x, y)
+        made.append([own["master"] for own in optimizer.state.values()])
+    assert_same(*made)
+    assert len(repeated) == 3
 
 
 def _another_matrix(net, optimizer):
@@ -305,8 +408,8 @@ def test_two_modules_of_the_same_parameters(made_of, repeated):
     assert repeated
 
 
-def test_a_first_step_is_not_what_is_repeated(repeated):
-    """Though two on end are first ones."""
+def test_a_first_step_may_be_what_is_repeated(repeated):
+    """Two on end are first ones: the next has other numbers."""
     made = []
     for plain in (True, False):
         net = square()
@@ -319,7 +422,7 @@ def test_a_first_step_is_not_what_is_repeated(repeated):
             step(net, optimizer, x, y)
         made.append(list(net.parameters()))
     assert_same(*made)
-    assert len(repeated) == 1
+    assert len(repeated) == 1 + 3
 
 
 def test_a_step_of_two_records_is_not_what_is_repeated(repeated):
@@ -330,24 +433,7 @@ def test_a_step_of_two_records_is_not_what_is_repeated(repeated):
             F.cross_entropy(net(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert len(repeated) == 2
-
-
-def test_steps_that_are_counted_are_not_repeated():
-    """Though somebody sets the count back."""
-    made = []
-    for plain in (True, False):
-        net = square()
-        optimizer = dfa.optim.AdamW(net, lr=1e-3)
-        if plain:
-            optimizer._remember = lambda *_: None
-        for i, (x, y) in enumerate(batches(6)):
-            step(net, optimizer, x, y)
-            if i in (1, 2):
-                for p in net.parameters():
-                    optimizer.state[p]["step"] -= 1
-        made.append(list(net.parameters()))
-    assert_same(*made)
+    assert len(repeated) == 1
 
 
 def test_weights_of_another_dtype_are_seen(repeated):
@@ -379,23 +465,24 @@ def test_a_learning_rate_in_a_tensor_is_read_at_every_step(repeated):
             )
         )  # fmt: skip
     assert_same(*made)
+    assert len(repeated) == 4
+
+
+def test_numbers_on_the_device_repeat_nothing(repeated):
+    trained(lambda net: momentum(net, capturable=True), network())
     assert not repeated
 
 
-def test_a_schedule_repeats_nothing(repeated):
+def test_a_step_that_a_graph_captures_is_no_repetition(repeated, monkeypatch):
+    """AdamW refuses it, whose count a replay would repeat."""
     net = network()
-    optimizer = momentum(net)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    for x, y in batches(5):
+    optimizer = adamw(net)
+    for x, y in batches(4):
         step(net, optimizer, x, y)
-        schedule.step()
-    assert not repeated
-
-
-@pytest.mark.parametrize("kwargs", [{"master_weights": True}, {"capturable": True}])
-def test_masters_and_numbers_on_the_device_repeat_nothing(kwargs, repeated):
-    trained(lambda net: momentum(net, **kwargs), network())
-    assert not repeated
+    assert len(repeated) == 2
+    monkeypatch.setattr("dfa_kernels.repeat.capturing", lambda _: True)
+    step(net, optimizer, x, y)
+    assert len(repeated) == 2
 
 
 def test_a_compiled_step_repeats_nothing(repeated):
@@ -406,7 +493,7 @@ def test_a_compiled_step_repeats_nothing(repeated):
         F.cross_entropy(net(x), y).backward()
         (compiled if i > 3 else optimizer.step)()
         optimizer.zero_grad()
-    assert len(repeated) == 1
+    assert len(repeated) == 2
 
 
 def test_two_networks_of_one_optimizer(repeated):
@@ -458,7 +545,7 @@ def test_another_backend_is_given_the_same_updates_with_new_segments(own, repeat
     wanted = trained(momentum, network(), plain=True)
     with backends.use("own"):
         assert_same(trained(momentum, network()), wanted)
-    assert len(repeated) == 3 and len(own.updates) == 6
+    assert len(repeated) == 4 and len(own.updates) == 6
     assert own.updates[3] == own.updates[4] == own.updates[5]
     assert [n for _, n in own.updates[5]] == [1, 1, 1]
 
@@ -470,7 +557,7 @@ def test_another_backend_from_here_on(own, repeated):
         with backends.use("own" if i > 5 else None):
             step(net, optimizer, x, y)
     assert len(own.updates) == 3
-    assert len(repeated) == 3 + 2
+    assert len(repeated) == 4 + 2
 
 
 # Memory -----------------------------------------------------------------------------------------
@@ -481,7 +568,7 @@ def test_nothing_of_a_step_lives_on(repeated):
     optimizer = momentum(net)
     for x, y in batches(6):
         step(net, optimizer, x, y)
-    assert [record() for record in repeated] == [None] * 3
+    assert [record() for record in repeated] == [None] * 4
     gc.disable()
     left = weakref.ref(optimizer), weakref.ref(net)
     del net, optimizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -96,6 +96,56 @@ class LayerUpdate(NamedTuple):
     segments: list[Segment]
 
 
+def distinct_rows(updates: Sequence[LayerUpdate]) -> tuple[list[Any], list[int]]:
+    """The rows of hyperparameters that these updates have, one object once, in the order in which
+    they come; and the place among them of each parameter's: weight, bias, weight, …"""
+    places: dict[int, int] = {}
+    rows: list[Any] = []
+    row_of = []
+    for weight, bias, _ in updates:
+        for update in (weight,) if bias is None else (weight, bias):
+            place = places.setdefault(id(update.hyper), len(rows))
+            if place == len(rows):
+                rows.append(update.hyper)
+            row_of.append(place)
+    return rows, row_of
+
+
+class Repeated(NamedTuple):
+    """A step of which all but its tensors and numbers is known: ``updates`` of one segment each,
+    which hold no tensors; ``row_of``: as of `distinct_rows`."""
+
+    updates: list[LayerUpdate]
+    row_of: list[int]
+
+    @classmethod
+    def of(cls, updates: Sequence[LayerUpdate]) -> Repeated:
+        kept = []
+        none: Any = None
+        for weight, bias, ((_, scale, layer),) in updates:
+            segment = Segment(none, scale, layer._replace(inputs=none, saved=none))
+            kept.append(LayerUpdate(weight, bias, [segment]))
+        return cls(kept, distinct_rows(updates)[1])
+
+    def whole(
+        self, error: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor], rows: Sequence[Any]
+    ) -> list[LayerUpdate]:
+        """The updates with these."""
+        made, row_of = [], iter(self.row_of)
+        for (weight, bias, (segment,)), x, h in zip(self.updates, inputs, saved, strict=True):
+            _, scale, (_, _, activation, stream, k) = segment
+            weight = _by(weight, rows[next(row_of)])
+            bias = None if bias is None else _by(bias, rows[next(row_of)])
+            segment = Segment(error, scale, Layer(x, h, activation, stream, k))
+            made.append(LayerUpdate(weight, bias, [segment]))
+        return made
+
+
+def _by(update: Update, row: Any) -> Update:
+    parameter, states, hyper, copy = update
+    return update if hyper is row else Update(parameter, states, row, copy)
+
+
 @runtime_checkable
 class Backend(Protocol):
     """Whoever registers one offers ``project`` at least; what it lacks comes from the reference.
@@ -104,10 +154,11 @@ class Backend(Protocol):
     ``gradients(error, feedback, scale, layers, dtype) -> [(dW, db), …]``
     ``step_(feedback, rule, updates) -> None``
 
-    ``repeated(feedback, rule, updates) -> run``, where it has one: ``run(error, inputs, saved)``
-    does what `step_` does with these updates, to the bit, where the one segment of each has that
-    error and the layer's own of the other tensors; None where the backend would gain nothing. No
-    tensor of a segment may be kept.
+    ``repeated(feedback, rule, updates) -> run``, where it has one:
+    ``run(error, inputs, saved, rows)`` does what `step_` does with these updates, to the bit, where
+    the one segment of each has that error and the layer's own of the other tensors, and ``rows``,
+    numbers, stand for `distinct_rows`, from which they differ in the first and last columns alone;
+    None where the backend would gain nothing. No tensor of a segment may be kept.
 
     ``error`` is (N, E), of unit stride along E or not; ``scale`` multiplies e·B. Nothing that is
     returned may alias an argument, or another tensor that is returned. One that does not take every

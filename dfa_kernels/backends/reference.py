@@ -13,14 +13,22 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfa_kernels.activation import ACTIVATIONS
 from dfa_kernels.backends import steps
-from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment
+from dfa_kernels.backends.contract import (
+    HEAD,
+    Layer,
+    LayerUpdate,
+    Point,
+    Segment,
+    Update,
+    distinct_rows,
+)
 from dfa_kernels.feedback import DISTRIBUTIONS, Feedback
 
 _BACKWARDS = {f.name: f.backward for f in ACTIVATIONS}
@@ -210,7 +218,7 @@ class Reference:
         self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
     ) -> _RepeatedStep | None:
         dtype = updates[0].weight.parameter.dtype
-        layers = []
+        layers, stepped = [], []
         for weight, bias, segments in updates:
             if rule != "sgd" or bias is None or len(segments) != 1 or segments[0].layer.rows != 1:
                 return None
@@ -219,14 +227,10 @@ class Reference:
                     return None
                 if not steps.accumulates(update):
                     return None
+                stepped.append(update)
             ((_, scale, (_, saved, activation, stream, _)),) = segments
-            layers.append(
-                _Layer(
-                    scale, stream, saved.shape[1], _BACKWARDS[activation], steps.linear(bias),
-                    steps.linear(weight),
-                )
-            )  # fmt: skip
-        return _RepeatedStep(feedback, self.matrices, layers)
+            layers.append(_Layer(scale, stream, saved.shape[1], _BACKWARDS[activation]))
+        return _RepeatedStep(feedback, self.matrices, layers, stepped, *distinct_rows(updates))
 
 
 class _Layer(NamedTuple):
@@ -236,27 +240,48 @@ class _Layer(NamedTuple):
     stream: int
     width: int
     backward: Callable[[Tensor, Tensor], Tensor]
-    bias: steps.Sum
-    weight: steps.Sum
 
 
 class _RepeatedStep:
     """`Reference.step_` by SGD of layers whose gradients have one term, all of one error: between
     the products of one step nothing is planned."""
 
-    def __init__(self, feedback: Feedback, matrices: _Matrices, layers: list[_Layer]) -> None:
+    def __init__(
+        self,
+        feedback: Feedback,
+        matrices: _Matrices,
+        layers: list[_Layer],
+        stepped: list[Update],
+        rows: list[Any],
+        row_of: list[int],
+    ) -> None:
         self._feedback, self._matrices, self._layers = feedback, matrices, layers
+        self._stepped, self._row_of = stepped, row_of
+        self._plan(rows)
         self._widths: dict[int, int] = {}
         for layer in layers:
             self._widths[layer.stream] = max(layer.width, self._widths.get(layer.stream, 0))
 
-    def __call__(self, error: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
-        rows, outputs = error.shape
+    def _plan(self, rows: list[Any]) -> None:
+        """What these rows make of every weight's and bias's step."""
+        self._rows = rows
+        sums = [
+            steps.linear(update.parameter, update.states, rows[place])
+            for update, place in zip(self._stepped, self._row_of, strict=True)
+        ]
+        self._sums = list(zip(sums[0::2], sums[1::2], strict=True))
+
+    def __call__(
+        self, error: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor], rows: list
+    ) -> None:
+        if rows is not self._rows:
+            self._plan(rows)
+        length, outputs = error.shape
         dtype, device = error.dtype, error.device
         made = {HEAD: error}
-        ones = steps.ones(rows, dtype, device)
-        for (scale, stream, width, backward, bias, weight), x, h in zip(
-            self._layers, inputs, saved, strict=True
+        ones = steps.ones(length, dtype, device)
+        for (scale, stream, width, backward), (weight, bias), x, h in zip(
+            self._layers, self._sums, inputs, saved, strict=True
         ):
             upstream = made.get(stream)
             if upstream is None:

@@ -209,9 +209,9 @@ def accumulates(update: Update) -> bool:
     return type(update.hyper) is not Tensor and not update.hyper[_NESTEROV]
 
 
-def linear(update: Update) -> Sum:
-    """SGD's step, g going straight into the momentum buffer or into the parameter."""
-    parameter, states, (lr, momentum, dampening, decay, _, maximize, first), _ = update
+def linear(parameter: Tensor, states: Sequence[Tensor], hyper: Any) -> Sum:
+    """SGD's step by these numbers, g going straight into the momentum buffer or the parameter."""
+    lr, momentum, dampening, decay, _, maximize, first = hyper
     if not momentum:
         return Sum(parameter, 1 - lr * decay, lr if maximize else -lr, ())
     (buffer,) = states
@@ -244,7 +244,7 @@ def _accumulate(weight: Update, bias: Update | None, terms: Terms) -> bool:
         if update.hyper[_NESTEROV]:
             return False
     for update, add_ in steps:
-        target, beta, alpha, after = linear(update)
+        target, beta, alpha, after = linear(*update[:3])
         for turned, inputs in factors:
             if update is bias:
                 inputs = ones(turned.shape[1], dtype, turned.device)
