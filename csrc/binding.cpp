@@ -216,10 +216,18 @@ bool start_stored(PlainStep& step, const Matrix* matrix, const Where& where, Com
     return true;
 }
 
+Given given_of(const py::tuple& repeated) {
+    if (repeated.size() != 4) refuse("a repeated step has an error, inputs, saved and rows");
+    PyObject* const own = repeated.ptr();
+    return {PyTuple_GET_ITEM(own, 0), PyTuple_GET_ITEM(own, 1), PyTuple_GET_ITEM(own, 2),
+            PyTuple_GET_ITEM(own, 3)};
+}
+
 // Whether the step is started; if not, nothing is changed, and Python plans it.
 bool run_plain_step(const py::list& numbers, const py::capsule& exchange, const py::object& values,
                     const py::sequence& updates, const py::dict& codes,
-                    const py::function& columns, const py::object& scratch) {
+                    const py::function& columns, const py::object& scratch,
+                    const py::object& repeated) {
     Reader from(numbers);
     const Where where(from);
     const bool cpu = from.between("whether tensors are the CPU's", 0, 1) != 0;
@@ -231,7 +239,9 @@ bool run_plain_step(const py::list& numbers, const py::capsule& exchange, const 
     const int widest_input = from.size("the widest input of a layer whose δ is made on the fly");
     from.end();
     const Tensors tensors(exchange.get_pointer(), cpu ? -1 : where.device);
-    PlainStep step(table, tensors, codes, columns);
+    Given given;
+    if (!repeated.is_none()) given = given_of(repeated);
+    PlainStep step(table, tensors, codes, columns, repeated.is_none() ? nullptr : &given);
     if (!step.take(updates)) return false;
     const Compute compute = compute_of(table.x, tf32);
     Matrix matrix;
@@ -272,7 +282,11 @@ PYBIND11_MODULE(_core, module) {
                "so many floats and counters that are 0, and what to hold until then.");
     module.def("plain_step", run_plain_step,
                "Start a step of plain tensors as contract.LayerUpdate has them, with a user's B or "
-               "None; False: it is not plain. Scratch as for `update`.");
+               "None; False: it is not plain. Scratch as for `update`. repeated: None, or "
+               "(error, inputs, saved, rows) of a step that the updates hold the rest of.",
+               py::arg("numbers"), py::arg("exchange"), py::arg("values"), py::arg("updates"),
+               py::arg("codes"), py::arg("columns"), py::arg("scratch"),
+               py::arg("repeated") = py::none());
     module.def("project_tile", [](int compute, bool large) {
         return as_tuple(project_tile(static_cast<Compute>(compute), large));
     });

@@ -10,6 +10,17 @@
 
 namespace dfa {
 
+// What changes where a step repeats another, of which the updates then hold the rest: the error of
+// the one segment that each has, each one's inputs and saved, and numbers for the distinct rows.
+struct Given {
+    PyObject *error, *inputs, *saved, *rows;
+
+    bool fits(Py_ssize_t layers) const {
+        return PyTuple_Check(inputs) && PyTuple_GET_SIZE(inputs) == layers &&
+               PyTuple_Check(saved) && PyTuple_GET_SIZE(saved) == layers && PyList_Check(rows);
+    }
+};
+
 // Fills a table from dfa_kernels.backends.contract's tuples, without a word where they are not
 // plain: Python plans those, and says what is wrong with them. Its segments say how δ is made;
 // `fly` or StoredDeltas say where.
@@ -18,14 +29,16 @@ class PlainStep {
     UpdateTable& table;
     double scale[kUpdateSegments];  // of the segments' projections, without their √repeat
 
+    // `given`: null where the updates hold everything.
     PlainStep(UpdateTable& filled, const Tensors& tensors, const py::dict& codes,
-              const py::function& columns)
-        : table(filled), tensors_(tensors), codes_(codes.ptr()), columns_(columns) {}
+              const py::function& columns, const Given* given)
+        : table(filled), tensors_(tensors), codes_(codes.ptr()), columns_(columns), given_(given) {}
 
     // Whether the table holds all of `updates`, of contract.LayerUpdate.
     bool take(const py::sequence& updates) {
         const Py_ssize_t count = py::len(updates);
         if (count == 0 || count > kUpdateLayers || !PyList_Check(updates.ptr())) return false;
+        if (given_ != nullptr && !given_->fits(count)) return false;
         for (table.layers = 0; table.layers < count; ++table.layers) {
             if (!layer(PyList_GET_ITEM(updates.ptr(), table.layers), table.layer[table.layers]))
                 return false;
@@ -75,6 +88,7 @@ class PlainStep {
         if (!PyList_Check(segments)) return false;
         out.segments = static_cast<int32_t>(PyList_GET_SIZE(segments));
         if (out.segments == 0 || out.segments > kUpdateSegments - segments_) return false;
+        if (given_ != nullptr && out.segments != 1) return false;
         for (int i = 0; i < out.segments; ++i)
             if (!segment(PyList_GET_ITEM(segments, i), out)) return false;
         return true;
@@ -128,27 +142,38 @@ class PlainStep {
     int row(PyObject* hyper) {
         for (int r = 0; r < rows_; ++r)
             if (hyper_[r] == hyper) return r;
-        for (int r = 0; r < rows_; ++r)
+        for (int r = 0; r < rows_ && given_ == nullptr; ++r)
             if (py::handle(hyper_[r]).equal(py::handle(hyper))) return r;
         if (rows_ == kUpdateRows) return -1;
-        const py::tuple made = columns_(py::tuple(py::reinterpret_borrow<py::object>(hyper)));
+        PyObject* numbers = hyper;
+        if (given_ != nullptr) {
+            if (rows_ >= PyList_GET_SIZE(given_->rows)) return -1;
+            numbers = PyList_GET_ITEM(given_->rows, rows_);
+        }
+        const py::tuple made = columns_(py::tuple(py::reinterpret_borrow<py::object>(numbers)));
         for (int c = 0; c < kColumns; ++c) table.hyper[rows_][c] = made[c].cast<float>();
         hyper_[rows_] = hyper;
         return rows_++;
     }
 
     // contract.Segment: error, scale, and contract.Layer: inputs, saved, activation, stream, k.
-    bool segment(PyObject* given, const UpdateLayer& layer) {
-        if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) != 3) return false;
-        PyObject* const record = PyTuple_GET_ITEM(given, 2);
+    bool segment(PyObject* term, const UpdateLayer& layer) {
+        if (!PyTuple_Check(term) || PyTuple_GET_SIZE(term) != 3) return false;
+        PyObject* const record = PyTuple_GET_ITEM(term, 2);
         if (!PyTuple_Check(record) || PyTuple_GET_SIZE(record) != 5) return false;
+        PyObject* from[] = {PyTuple_GET_ITEM(term, 0), PyTuple_GET_ITEM(record, 0),
+                            PyTuple_GET_ITEM(record, 1)};
+        if (given_ != nullptr) {
+            from[0] = given_->error;
+            from[1] = PyTuple_GET_ITEM(given_->inputs, table.layers);
+            from[2] = PyTuple_GET_ITEM(given_->saved, table.layers);
+        }
         Matrix error, x, saved;
-        if (!error_.read(tensors_, PyTuple_GET_ITEM(given, 0), error) ||
-            !output_.read(tensors_, PyTuple_GET_ITEM(record, 0), x) ||
-            !output_.read(tensors_, PyTuple_GET_ITEM(record, 1), saved) ||
+        if (!error_.read(tensors_, from[0], error) || !output_.read(tensors_, from[1], x) ||
+            !output_.read(tensors_, from[2], saved) ||
             !same(known_x_, table.x, x.type) || error.type != x.type)
             return false;
-        scale[segments_] = PyFloat_AsDouble(PyTuple_GET_ITEM(given, 1));
+        scale[segments_] = PyFloat_AsDouble(PyTuple_GET_ITEM(term, 1));
         const long stream = PyLong_AsLong(PyTuple_GET_ITEM(record, 3));
         const long repeat = PyLong_AsLong(PyTuple_GET_ITEM(record, 4));
         PyObject* const code = PyDict_GetItem(codes_, PyTuple_GET_ITEM(record, 2));
@@ -194,6 +219,7 @@ class PlainStep {
     Last error_, output_;
     PyObject* codes_;
     const py::function& columns_;
+    const Given* const given_;
     int64_t widest_error_ = 0, widest_input_ = 0;
     PyObject* hyper_[kUpdateRows];
     int rows_ = 0, segments_ = 0;

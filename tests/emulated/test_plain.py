@@ -5,7 +5,15 @@ import threading
 import pytest
 import torch
 
-from dfa_kernels.backends.contract import HEAD, RULES, Layer, LayerUpdate, Segment, Update
+from dfa_kernels.backends.contract import (
+    HEAD,
+    RULES,
+    Layer,
+    LayerUpdate,
+    Repeated,
+    Segment,
+    Update,
+)
 from dfa_kernels.backends.cuda import launch
 from dfa_kernels.backends.cuda.kernels import Kernels
 from dfa_kernels.backends.cuda.rules import ON_THE_FLY, STORED
@@ -212,6 +220,116 @@ def test_a_sum_that_is_split(delta, multiprocessors):
     assert seen.asked == [True]
     ((same, bias_too),) = Kernels(Seen(emulator.core(), False)).gradients(*arguments)
     assert torch.equal(weight, same) and torch.equal(bias, bias_too)
+
+
+# Steps that repeat each other --------------------------------------------------------------------
+
+
+def once(made, seed, rows=5):
+    """The updates with one segment each, of a batch of their own."""
+    torch.manual_seed(seed)
+    (like,) = {id(s.error): s.error for u in made for s in u.segments}.values()
+    error = torch.randn(rows, like.shape[1]).to(like.dtype)
+    given = layers(error, like.dtype)
+    return [
+        u._replace(segments=[Segment(error, 0.25, layer)])
+        for u, layer in zip(made, given, strict=True)
+    ]
+
+
+def numbers(made, rule):
+    """A row for each layer, of which the first and last have the same numbers; and those of a later
+    step, which all differ."""
+    first = HYPER[rule]
+    rows = [first, (first[0] * 2, *first[1:]), (first[0], *first[1:])]
+    made = [
+        u._replace(weight=u.weight._replace(hyper=row), bias=u.bias and u.bias._replace(hyper=row))
+        for u, row in zip(made, rows, strict=True)
+    ]
+    counted = rule == "adamw"
+    return made, [(row[0] / (3 + i), *row[1:-1], row[-1] + counted) for i, row in enumerate(rows)]
+
+
+def given_of(made):
+    """What a repeated step is given of a record."""
+    records = [u.segments[0].layer for u in made]
+    return made[0].segments[0].error, *zip(*[(x.inputs, x.saved) for x in records], strict=True)
+
+
+@pytest.mark.parametrize("how", [ON_THE_FLY, STORED])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_repeated_steps(rule, dtype, how, delta):
+    """Two of them, with other batches and numbers than the one that they were prepared with."""
+    delta(how)
+    copied = torch.float16 if dtype == torch.bfloat16 else None
+    ours, wanted = (updates(rule, dtype, copied=copied) for _ in range(2))
+    seen = Seen(emulator.core())
+    prepared, later = numbers(once(ours, 2), rule)
+    run = Kernels(seen).repeated(SEEDED, rule, prepared)
+    before = [t.clone() for t in tensors(ours)]
+    for seed, rows in ((3, 5), (4, 19)):
+        run(*given_of(once(ours, seed, rows)), later)
+        made, _ = numbers(once(wanted, seed, rows), rule)
+        made = Repeated.of(made).whole(*given_of(made), later)
+        Kernels(Seen(emulator.core(), False)).step_(SEEDED, rule, made)
+    assert seen.asked == [True, True]
+    assert all(map(torch.equal, tensors(ours), tensors(wanted)))
+    assert not any(map(torch.equal, before, tensors(ours)))
+
+
+def test_a_repeated_step_of_tensors_that_are_not_plain_is_left_to_python():
+    ours, wanted = updates("sgd"), updates("sgd")
+    seen = Seen(emulator.core())
+    prepared, later = numbers(once(ours, 2), "sgd")
+    run = Kernels(seen).repeated(SEEDED, "sgd", prepared)
+    error, inputs, saved = given_of(once(ours, 3))
+    run(error.half(), inputs, saved, later)
+    made = Repeated.of(numbers(once(wanted, 2), "sgd")[0])
+    Kernels(Seen(emulator.core(), False)).step_(
+        SEEDED, "sgd", made.whole(error.half(), inputs, saved, later)
+    )
+    assert seen.asked == [False]
+    assert all(map(torch.equal, tensors(ours), tensors(wanted)))
+
+
+def test_rows_in_memory_are_not_prepared(nothing):
+    assert Kernels(nothing).repeated(SEEDED, "sgd", in_memory(once(updates("sgd"), 2))) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda error, inputs, saved, rows: (error, inputs[1:], saved, rows),
+        lambda error, inputs, saved, rows: (error, inputs, saved[1:], rows),
+        lambda error, inputs, saved, rows: (error, inputs, (None, *saved[1:]), rows),
+        lambda error, inputs, saved, rows: (error, list(inputs), saved, rows),
+        lambda error, inputs, saved, rows: (error, inputs, list(saved), rows),
+        lambda error, inputs, saved, rows: (error, inputs, saved, rows[1:]),
+        lambda error, inputs, saved, rows: (error, inputs, saved, tuple(rows)),
+        lambda error, inputs, saved, rows: (error.double(), inputs, saved, rows),
+        lambda error, inputs, saved, rows: (error, tuple(x[1:] for x in inputs), saved, rows),
+    ],
+)
+def test_what_a_repeated_step_lacks_is_seen(nothing, wrong):
+    made, later = numbers(once(updates("sgd"), 2), "sgd")
+    known = Repeated.of(made).updates
+    given = *given_of(made), later
+    assert Kernels(nothing)._run_plainly(SEEDED, "sgd", known, given)
+    assert not Kernels(nothing)._run_plainly(SEEDED, "sgd", known, wrong(*given))
+
+
+def test_a_repeated_step_of_two_segments_is_not_plain(nothing):
+    made, later = numbers(once(updates("sgd"), 2), "sgd")
+    known = [u._replace(segments=2 * u.segments) for u in Repeated.of(made).updates]
+    assert not Kernels(nothing)._run_plainly(SEEDED, "sgd", known, (*given_of(made), later))
+
+
+def test_a_repeated_step_of_less_is_refused(nothing):
+    made, _ = numbers(once(updates("sgd"), 2), "sgd")
+    known = Repeated.of(made).updates
+    with pytest.raises(ValueError, match="an error, inputs, saved and rows"):
+        Kernels(nothing)._run_plainly(SEEDED, "sgd", known, given_of(made))
 
 
 # Scratch ----------------------------------------------------------------------------------------

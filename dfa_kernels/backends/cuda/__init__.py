@@ -12,7 +12,7 @@ Neither the extension nor CUDA is needed to import any of it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,11 @@ class CUDA:
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
         self._kernels.step_(feedback, rule, updates)
+
+    def repeated(
+        self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
+    ) -> Callable[..., None] | None:
+        return self._kernels.repeated(feedback, rule, updates)
 
     @functools.cached_property
     def _kernels(self) -> Kernels:

@@ -7,14 +7,21 @@ microseconds; whatever else there is, and all that must be refused, by dfa_kerne
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dfa_kernels.activation import CODES
-from dfa_kernels.backends.contract import Layer, LayerUpdate, Segment, Update
+from dfa_kernels.backends.contract import (
+    Layer,
+    LayerUpdate,
+    Repeated,
+    Segment,
+    Update,
+    distinct_rows,
+)
 from dfa_kernels.backends.cuda import project, rules, update
 from dfa_kernels.backends.cuda.launch import Launcher, stream_of
 from dfa_kernels.backends.grouped import backend
@@ -63,12 +70,39 @@ class Kernels(backend.Kernels):
         if not self._run_plainly(feedback, rule, updates):
             super().step_(feedback, rule, updates)
 
-    def _run_plainly(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> bool:
+    def repeated(
+        self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
+    ) -> Callable[..., None] | None:
+        """As in `contract.Backend`: csrc/plain.h reads each step's tensors and rows beside the
+        updates that hold none."""
+        if any(type(row) is Tensor for row in distinct_rows(updates)[0]):
+            return None
+        known, by_python = Repeated.of(updates), super().step_
+
+        def run(
+            error: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor], rows: list
+        ) -> None:
+            given = error, tuple(inputs), tuple(saved), rows
+            if not self._run_plainly(feedback, rule, known.updates, given):
+                by_python(feedback, rule, known.whole(*given))
+
+        return run
+
+    def _run_plainly(
+        self,
+        feedback: Feedback,
+        rule: str,
+        updates: Sequence[LayerUpdate],
+        repeated: tuple | None = None,
+    ) -> bool:
         if not updates or self._exchange is None:
             return False
         weight, _, segments = updates[0]
         device = weight.parameter.device
-        full = bool(segments) and segments[0].layer.inputs.dtype is torch.float32
+        if repeated is not None:
+            full = repeated[0].dtype is torch.float32
+        else:
+            full = bool(segments) and segments[0].layer.inputs.dtype is torch.float32
         ordinal, multiprocessors = rules.device_of(device)
         stream = stream_of(device, ordinal)
         numbers = [
@@ -78,4 +112,4 @@ class Kernels(backend.Kernels):
         ]  # fmt: skip
         scratch = self._launcher.scratch(device, stream)
         given = numbers, self._exchange, feedback.values, updates
-        return self._plain(*given, CODES, _COLUMNS[rule], scratch)
+        return self._plain(*given, CODES, _COLUMNS[rule], scratch, repeated)
