@@ -2,8 +2,8 @@
 
 What `Recording` collects layer by layer is known here before the forward pass, so it makes no
 module calls and plans nothing: the same products and the same records from one node, for less
-Python, which on small layers is what a step waits for. Whatever is unusual (hooks,
-autocast, frozen parameters, an input that is not a plain matrix) takes the general way.
+Python, which on small layers is what a step waits for. Whatever is unusual (hooks, frozen
+parameters, an input that is not a plain matrix) takes the general way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from dfa_kernels.activation import ACTIVATIONS, CODES
+from dfa_kernels.autocast import autocast_dtype, lowered
 from dfa_kernels.autograd import unfreed
 from dfa_kernels.backends.contract import HEAD, Layer, Segment
 from dfa_kernels.feedback import MATRIX, Feedback
@@ -73,8 +74,9 @@ class Chain:
         x = args[0]
         if type(x) is not Tensor or x.dim() != 2 or x.requires_grad or x.is_meta:
             return None
-        if _autocast() or _transforms() or _packing(True) or _DDP._active_ddp_module is not None:
+        if _transforms() or _packing(True) or _DDP._active_ddp_module is not None:
             return None
+        dtype = autocast_dtype(x) if _autocast() else None
         parameters: list[Any] = []
         for own in self._parameters:
             weight, bias = own.get("weight"), own.get("bias")
@@ -84,22 +86,31 @@ class Chain:
                 return None
             parameters += (weight, bias)
         first = parameters[0]
-        if first.device != x.device or first.dtype != x.dtype or first.shape[1] != x.shape[1]:
+        if first.device != x.device or first.shape[1] != x.shape[1]:
             return None
+        if dtype is None:
+            if first.dtype != x.dtype:
+                return None
+        elif x.dtype not in _CAST or any(p.dtype not in _CAST for p in parameters):
+            return None
+        else:
+            x = x.to(dtype)
         if not optimizer.claims(parameters):
             return None
         ledger = optimizer.ledger
         matrix = self._owner._buffers["feedback_matrix"]
         if matrix is not None:
             self.feedback.check_shape(self._outputs, self._widest, "the widest point")
-        return _apply(self, matrix, x, ledger.leaf, ledger, parameters)
+        return _apply(self, matrix, x, ledger.leaf, ledger, parameters, dtype)
 
 
 class ChainNode(torch.autograd.Function):
-    """``apply(chain, matrix, x, leaf, ledger, parameters) -> output``: the whole forward pass, of
-    which autograd sees none, and in the backward its record for the ledger, whose ``leaf`` is.
+    """``apply(chain, matrix, x, leaf, ledger, parameters, dtype) -> output``: the whole forward
+    pass, of which autograd sees none, and in the backward its record for the ledger, whose ``leaf``
+    is.
 
-    ``parameters``: every layer's weight and bias, in turn. Nothing below asks for a gradient.
+    ``parameters``: every layer's weight and bias, in turn; ``dtype``: what autocast computes their
+    products in, if it does, and that of x. Nothing below asks for a gradient.
     """
 
     @staticmethod
@@ -111,9 +122,10 @@ class ChainNode(torch.autograd.Function):
         leaf: Tensor,
         ledger: Ledger,
         parameters: list[Tensor],
+        dtype: torch.dtype | None,
     ) -> Tensor:
         inputs, saved = [x], []
-        of = iter(parameters)
+        of = iter(parameters if dtype is None else lowered(parameters, dtype))
         for (_, activation, _), weight, bias in zip(chain.links, of, of, strict=True):
             saved.append(F.linear(inputs[-1], weight, bias))
             inputs.append(ACTIVATIONS[activation].forward_(saved[-1]))
@@ -138,7 +150,7 @@ class ChainNode(torch.autograd.Function):
         feedback = chain.feedback if matrix is None else Feedback(MATRIX, values=matrix)
         kept = (given, *inputs), (*saved, last)
         ctx.ledger.add(ChainRecord(chain, feedback, ctx.parameters, error, *kept))
-        return None, None, None, None, None, None
+        return None, None, None, None, None, None, None
 
 
 class ChainRecord(Record):
@@ -176,6 +188,8 @@ _global_hooks = (
     global_hooks._global_backward_hooks,
     global_hooks._global_backward_pre_hooks,
 )
+# What autocast casts.
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
 # Whoever looks at every operation or saved tensor: autocast; hooks such as activation
 # checkpointing's; functorch. And whoever needs gradients.
 _autocast = torch._C._is_any_autocast_enabled

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfa_kernels import activation as activations
+from dfa_kernels.autocast import autocast_dtype
 from dfa_kernels.chain import Chain
 from dfa_kernels.feedback import MATRIX, Feedback
 from dfa_kernels.recording import Fused, Recording, Replay, active, versions_of
@@ -113,9 +114,9 @@ class Linear(nn.Linear):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        device = input.device.type
-        if device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
-            input = input.to(torch.get_autocast_dtype(device))
+        dtype = autocast_dtype(input)
+        if dtype is not None:
+            input = input.to(dtype)
         cut_bias = None if bias is None else bias.detach()
         saved = F.linear(input, weight.detach(), cut_bias)
         f = activations.ACTIVATIONS[self.code]

@@ -56,8 +56,8 @@ class Repeat:
         self.counts = optimizer._counts_of(record.parameters)
         self._links, self._feedback = record.links, record.feedback
         self._known = Repeated.of(updates)
-        first, stepped = record.parameters[0], updates[0].weight.parameter
-        self._device, self._dtype, self._stepped = first.device, first.dtype, stepped.dtype
+        self._device, self._dtype = record.error.device, record.error.dtype
+        self._stepped = updates[0].weight.parameter.dtype
 
         # Whose row each distinct one is, and which of them each parameter has.
         self._rows, row_of = distinct_rows(updates)

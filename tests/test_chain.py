@@ -221,14 +221,100 @@ def test_a_copy_sees_its_own_hooks(taken):
     optimizer.zero_grad()
 
 
-def test_autocast_and_checkpointing_are_general(taken):
+def test_checkpointing_is_general(taken):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    x = torch.ones(2, 13, dtype=torch.float64)
+    torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
+    assert taken == [False]
+    optimizer.zero_grad()
+
+
+# Autocast ---------------------------------------------------------------------------------------
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+def train_autocast(net, optimizer, dtype, given, steps=4):
+    """The outputs of every step, and the parameters after the last."""
+    seen = []
+    for x, y in batches(steps, given):
+        with torch.autocast("cpu", dtype):
+            output = net(x)
+            loss = F.cross_entropy(output, y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(output.detach())
+    assert all(output.dtype == dtype for output in seen)
+    return [*seen, *(p.detach().clone() for p in net.parameters())]
+
+
+@pytest.mark.parametrize("rule", [dfa.optim.SGD, dfa.optim.AdamW])
+@pytest.mark.parametrize("given", [F32, BF16])
+@pytest.mark.parametrize(("dtype", "own"), [(BF16, F32), (F16, F32), (BF16, BF16), (F16, BF16)])
+@pytest.mark.parametrize("activations", [("relu", "gelu", "identity"), ("tanh", "relu", "tanh")])
+def test_autocast_gives_the_bits_of_the_general_way(activations, dtype, own, given, rule, taken):
+    """``own``: the parameters' dtype, ``given``: the input's."""
+    made = []
+    for hooked in (False, True):
+        net = network(activations, feedback=dfa.Feedback(seed=3)).to(own)
+        if hooked:
+            net.module.register_forward_hook(lambda *_: None)
+        made.append(train_autocast(net, rule(net, lr=0.01), dtype, given))
+    assert taken == [True] * 4 + [False] * 4
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+def test_one_layer_of_another_dtype_under_autocast(taken):
+    made = []
+    for hooked in (False, True):
+        net = network().float()
+        net.module[1].bfloat16()
+        if hooked:
+            net.module.register_forward_hook(lambda *_: None)
+        made.append(train_autocast(net, dfa.optim.SGD(net, lr=0.1), BF16, F32))
+    assert taken == [True] * 4 + [False] * 4
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_autocast_leaves_fp64_alone(layer, taken):
+    """One layer of it fits no other, as in the general way."""
+    net = network().float()
+    net.module[layer].double()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    with torch.autocast("cpu", BF16), pytest.raises(RuntimeError, match="dtype"):
+        net(torch.ones(2, 13))
+    net.double()
+    with torch.autocast("cpu", BF16):
+        assert net(torch.ones(2, 13, dtype=torch.float64)).dtype == torch.float64
+    assert taken == [False, True]
+    optimizer.zero_grad()
+
+
+def test_autocast_of_another_device_casts_nothing(taken):
     net = network().float()
     optimizer = dfa.optim.SGD(net, lr=0.1)
-    x = torch.ones(2, 13)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert net(x).dtype == torch.bfloat16
-    torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
-    assert taken == [False, False]
+    torch.set_autocast_enabled("xpu", True)
+    try:
+        assert net(torch.ones(2, 13)).dtype == F32
+    finally:
+        torch.set_autocast_enabled("xpu", False)
+    assert taken == [True]
+    optimizer.zero_grad()
+
+
+def test_a_weight_that_the_chain_has_cast_still_learns_elsewhere(taken):
+    """Autocast keeps what it casts, and one without a graph would be found again."""
+    net = network().float()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    weight, x = net.module[0].weight, torch.ones(2, 13)
+    with torch.autocast("cpu", BF16):
+        net(x)
+        F.linear(x, weight).sum().backward()
+    assert weight.grad.abs().sum() > 0
+    assert taken == [True]
     optimizer.zero_grad()
 
 

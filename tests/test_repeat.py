@@ -2,6 +2,7 @@
 is seen."""
 
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -508,6 +509,35 @@ def test_two_networks_of_one_optimizer(repeated):
         made.append([p.detach() for n in nets for p in n.parameters()])
     assert_same(*made)
     assert repeated
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        [torch.bfloat16] * 6,
+        [None, None, None, torch.bfloat16, torch.bfloat16, None],
+        [torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.float16, torch.float16, None],
+    ],
+)
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_autocast_from_one_step_to_the_next(name, dtypes, repeated):
+    made = []
+    for plain in (True, False):
+        net = network().float()
+        optimizer = getattr(dfa.optim, name)(net, lr=0.1)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for (x, y), dtype in zip(batches(6, torch.float32), dtypes, strict=True):
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        made.append([p.detach() for p in net.parameters()])
+    assert_same(*made)
+    # With every change of the dtype a step that is planned anew, and prepared.
+    changes = sum(a is not b for a, b in itertools.pairwise(dtypes))
+    assert len(repeated) == 4 - changes
 
 
 # Backends ---------------------------------------------------------------------------------------

@@ -157,8 +157,9 @@ class Backend(Protocol):
     ``repeated(feedback, rule, updates) -> run``, where it has one:
     ``run(error, inputs, saved, rows)`` does what `step_` does with these updates, to the bit, where
     the one segment of each has that error and the layer's own of the other tensors, and ``rows``,
-    numbers, stand for `distinct_rows`, from which they differ in the first and last columns alone;
-    None where the backend would gain nothing. No tensor of a segment may be kept.
+    numbers, stand for `distinct_rows`. Of those that it was prepared with, the tensors differ in
+    nothing but N and what is in them, the rows in the first and last columns alone. None where the
+    backend would gain nothing. No tensor of a segment may be kept.
 
     ``error`` is (N, E), of unit stride along E or not; ``scale`` multiplies e·B. Nothing that is
     returned may alias an argument, or another tensor that is returned. One that does not take every

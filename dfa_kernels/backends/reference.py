@@ -228,7 +228,9 @@ class Reference:
                 if not steps.accumulates(update):
                     return None
                 stepped.append(update)
-            ((_, scale, (_, saved, activation, stream, _)),) = segments
+            ((error, scale, (_, saved, activation, stream, _)),) = segments
+            if error.dtype is not dtype or saved.dtype is not dtype:
+                return None
             layers.append(_Layer(scale, stream, saved.shape[1], _BACKWARDS[activation]))
         return _RepeatedStep(feedback, self.matrices, layers, stepped, *distinct_rows(updates))
 

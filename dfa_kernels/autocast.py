@@ -1,0 +1,27 @@
+"""What torch.autocast makes of a linear layer's operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(inputs: Tensor) -> torch.dtype | None:
+    """What a product of ``inputs`` is computed in by the autocast of its device, which leaves fp64
+    as it is; None where there is none."""
+    device = inputs.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or inputs.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def lowered(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each in ``dtype``: on a GPU by one launch, where autocast starts one for each."""
+    made = [t if t.dtype is dtype else torch.empty_like(t, dtype=dtype) for t in tensors]
+    others = [t.dtype is not dtype for t in tensors]
+    if any(others):
+        torch._foreach_copy_(list(compress(made, others)), list(compress(tensors, others)))
+    return made
