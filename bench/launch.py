@@ -18,9 +18,10 @@ from unittest import mock
 
 import torch
 
+from bench.gpu.build import cuda_backend
 from bench.gpu.promises import network, updates_of
 from bench.gpu.rows import Spread, fact, spread
-from dfa_kernels import ops
+from dfa_kernels import backends, ops
 from dfa_kernels.backends.contract import Layer, LayerUpdate
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.throughput import environment
@@ -90,14 +91,18 @@ def timed(runs: Sequence[Run], repeats: int) -> list[Spread]:
 def on_device(context: Context) -> None:
     """A part of `bench.gpu`: the host's time of the whole call, beside the device's."""
     case = Case.on(context.device, context.tiny)
-    for run in calls(ops, case, "DFA_KERNELS_TRITON_DELTA"):
-        with mock.patch.dict(os.environ, run.environment):
-            held = spread(host(run.call, context.device, context.pick(400, 2)))
-            took = spread(kernel(run.call, context.device, context.share(8), context.least))
-        label = f"{run.operation} of {LAYERS} layers of {WIDTH}, N {ROWS}, δ {run.delta}"
-        context.emit(fact(f"{label}: host", shown(held), unit="µs"))
-        device = shown(Spread(*(1e3 * t for t in took)))
-        context.emit(fact(f"{label}: device", device, unit="µs"))
+    names = [name for name in ("triton", cuda_backend(context.device)) if name is not None]
+    for name in names:
+        variable = f"DFA_KERNELS_{name.split('-')[0].upper()}_DELTA"
+        for run in calls(ops, case, variable):
+            with mock.patch.dict(os.environ, run.environment), backends.use(name):
+                held = spread(host(run.call, context.device, context.pick(400, 2)))
+                seconds = context.share(8 * len(names))
+                took = spread(kernel(run.call, context.device, seconds, context.least))
+            label = f"{run.operation} of {LAYERS} layers of {WIDTH}, N {ROWS}, δ {run.delta}"
+            context.emit(fact(f"{label}, {name}: host", shown(held), unit="µs"))
+            device = shown(Spread(*(1e3 * t for t in took)))
+            context.emit(fact(f"{label}, {name}: device", device, unit="µs"))
 
 
 def shown(times: Spread) -> str:

@@ -23,14 +23,19 @@ from dfa_kernels.throughput.contestants import (
 from dfa_kernels.throughput.networks import Task
 
 OURS, IN_BACKWARD = "ours", 'ours, update="backward"'
-CUDA = "ours, CUDA backend"
+TRITON, CUDA = "ours, Triton backend", "ours, CUDA backend"
 OURS_COMPILED = 'ours, torch.compile, update="backward"'
 COMPILED, EAGER = "torch.compile'd backpropagation", "eager backpropagation"
 REFERENCE = "torch.compile of our reference backend"
 
 
+def on_triton(task: Task, setting: Setting) -> Built:
+    """`ours`, whatever the work, by Triton's kernels."""
+    return _by("triton", task, setting)
+
+
 def on_cuda(task: Task, setting: Setting) -> Built:
-    """The same step by the kernels of csrc/; everything else as in `ours`.
+    """`ours`, whatever the work, by the kernels of csrc/.
 
     Raises:
         RuntimeError: they are not built.
@@ -38,13 +43,17 @@ def on_cuda(task: Task, setting: Setting) -> Built:
     backend = cuda_backend(setting.device)
     if backend is None:
         raise RuntimeError("the CUDA backend is not built")
+    return _by(backend, task, setting)
+
+
+def _by(backend: str, task: Task, setting: Setting) -> Built:
     built = ours(task, setting)
 
-    def by_cuda() -> object:
+    def run() -> object:
         with dfa.backends.use(backend):
             return built.run()
 
-    return built._replace(run=by_cuda)
+    return built._replace(run=run)
 
 
 def compiled_reference(setting: Setting, reference: Reference, name: str) -> Callable:
@@ -98,6 +107,7 @@ def reference(task: Task, setting: Setting) -> Built:
 CONTESTANTS: dict[str, Callable[[Task, Setting], Built]] = {
     OURS: ours,
     CUDA: on_cuda,
+    TRITON: on_triton,
     IN_BACKWARD: in_backward,
     OURS_COMPILED: ours_compiled,
     COMPILED: compiled,

@@ -6,7 +6,16 @@ import gc
 
 import torch
 
-from bench.gpu.contestants import COMPILED, CONTESTANTS, CUDA, EAGER, OURS, REFERENCE, Setting
+from bench.gpu.contestants import (
+    COMPILED,
+    CONTESTANTS,
+    CUDA,
+    EAGER,
+    OURS,
+    REFERENCE,
+    TRITON,
+    Setting,
+)
 from bench.gpu.context import Context
 from bench.gpu.rows import Row, compared, fact
 from dfa_kernels.throughput import counting
@@ -65,7 +74,7 @@ def field(context: Context) -> None:
         context,
         context.pick(FIELD, TINY_FIELD),
         FIELD_TARGET,
-        on_cuda={OURS: FIELD_CUDA_TARGET},
+        on_cuda={TRITON: FIELD_CUDA_TARGET},
     )
 
 

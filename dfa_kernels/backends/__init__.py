@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from dfa_kernels.backends.by_work import ByWork
 from dfa_kernels.backends.contract import Backend
 from dfa_kernels.backends.cuda import CUDA
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.backends.triton import Triton
 
-#: Tried in this order where nobody named a backend. Which of the first two is the faster waits for
-#: a measurement: CUDA is meant to win where a step is bound by launches.
-PREFERENCE = ("triton", "cuda", "reference")
+#: Tried in this order where nobody named a backend.
+PREFERENCE = ("triton+cuda", "triton", "cuda", "reference")
 
 VARIABLE = "DFA_KERNELS_BACKEND"
 
@@ -27,10 +27,11 @@ VARIABLE = "DFA_KERNELS_BACKEND"
 _variables: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
 _KEY = os.environ.encodekey(VARIABLE)
 
-_reference = Reference()
+_triton, _cuda, _reference = Triton(), CUDA(), Reference()
 _registered: dict[str, Backend] = {
-    "triton": Triton(),
-    "cuda": CUDA(),
+    "triton": _triton,
+    "cuda": _cuda,
+    "triton+cuda": ByWork(light=("cuda", _cuda), heavy=("triton", _triton)),
     "reference": _reference,
 }
 _named: str | None = None

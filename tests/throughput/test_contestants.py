@@ -137,7 +137,7 @@ def test_who_takes_part_where_nobody_is_named():
     names, notes = lineup.usual(CPU)
     assert names[:6] == list(lineup.FIXED)
     assert names[6:] == ["reference", "reference/torch.optim", "reference/backward"]
-    assert [n.split()[0] for n in notes] == ["triton", "cuda"]
+    assert [n.split()[0] for n in notes] == ["triton", "cuda", "triton+cuda"]
     assert all("cannot run on cpu: " in n and n.endswith(".") and "\n" not in n for n in notes)
 
 

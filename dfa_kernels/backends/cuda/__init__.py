@@ -45,10 +45,7 @@ class CUDA:
 
     def describe(self) -> str:
         """One line for ``dfa-kernels info``."""
-        return (
-            f"B in registers, 0 bytes kept; {extension.describe()}; {rules.describe()}; "
-            "by name only where Triton runs, until both have been measured"
-        )
+        return f"B in registers, 0 bytes kept; {extension.describe()}; {rules.describe()}"
 
     def project(
         self, error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]

@@ -1,0 +1,144 @@
+"""Two backends as one: light calls by the one that launches in microseconds, others by the other.
+
+Between small layers the GPU waits for the host, and there a backend wins whose call takes the host
+less. `HOST` is what a call of Triton's takes it more than one of CUDA's (bench/results/launch.md
+and launch_cuda.md): where CUDA's kernels take no longer than that, they are done before Triton's
+have begun. Which kernels are the faster beyond it no GPU has measured yet; Triton's use Hopper's
+own instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfa_kernels.backends.contract import Layer, LayerUpdate, Point, Repeated, Update
+from dfa_kernels.backends.cuda import rules
+from dfa_kernels.feedback import Feedback
+
+#: Seconds.
+HOST = 200e-6
+
+
+class Rates(NamedTuple):
+    """Of a device, per second."""
+
+    flops: float
+    bytes: float
+
+
+#: Of a multiprocessor, and low: half of an A100's in 16 bits, and what it has in fp32; the bytes of
+#: a GPU with GDDR.
+HALF, TF32, FULL = 1.5e12, 0.7e12, 0.18e12
+BYTES = 8e9
+
+
+def rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """What a device does at the least with operands of ``dtype``."""
+    if dtype is torch.float32:
+        flops = TF32 if torch.backends.cuda.matmul.allow_tf32 else FULL
+    else:
+        flops = HALF
+    _, multiprocessors = rules.device_of(device)
+    return Rates(multiprocessors * flops, multiprocessors * BYTES)
+
+
+class ByWork:
+    """``light`` and ``heavy``: names and backends."""
+
+    def __init__(self, light: tuple[str, Any], heavy: tuple[str, Any]) -> None:
+        self._names = light[0], heavy[0]
+        self._light, self._heavy = light[1], heavy[1]
+        self.dtypes = self._light.dtypes & self._heavy.dtypes
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why it cannot run on ``device``, in one sentence; None where both can."""
+        for name, backend in zip(self._names, (self._light, self._heavy), strict=True):
+            if backend.unavailable(device) is not None:
+                return f"it is {' and '.join(self._names)}, and {name} cannot run there"
+        return None
+
+    def describe(self) -> str:
+        """One line for ``dfa-kernels info``."""
+        light, heavy = self._names
+        return (
+            f"{light} for calls of less than {HOST * 1e6:.0f} µs of a device's work, as many as it "
+            f"saves the host; {heavy} for others (counted, not timed on a GPU)"
+        )
+
+    def project(
+        self, error: Tensor, feedback: Feedback, scale: float, points: Sequence[Point]
+    ) -> list[Tensor]:
+        rows, columns = error.shape
+        rate = rates(error.device, error.dtype)
+        # δh is written; what else is read is small beside it.
+        each = 2 * columns / rate.flops + error.itemsize / rate.bytes
+        work = sum(rows * point.rows * point.width for point in points) * each
+        return self._by(work).project(error, feedback, scale, points)
+
+    def gradients(
+        self,
+        error: Tensor,
+        feedback: Feedback,
+        scale: float,
+        layers: Sequence[Layer],
+        dtype: torch.dtype,
+    ) -> list[tuple[Tensor, Tensor]]:
+        work = 0.0
+        for layer in layers:
+            each, once = _cost(layer, dtype.itemsize, error.device)
+            work += each * layer.inputs.shape[0] + once
+        return self._by(work).gradients(error, feedback, scale, layers, dtype)
+
+    def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
+        work = 0.0
+        for weight, _, segments in updates:
+            for segment in segments:
+                each, once = _cost(segment.layer, _bytes(weight), weight.parameter.device)
+                work += each * segment.layer.inputs.shape[0]
+            work += once
+        self._by(work).step_(feedback, rule, updates)
+
+    def repeated(
+        self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
+    ) -> Callable[..., None] | None:
+        """By the one that the rows of the error ask for at each run."""
+        prepare = getattr(self._light, "repeated", None)
+        light = prepare and prepare(feedback, rule, updates)
+        if light is None:
+            return None
+        each_row = at_once = 0.0
+        for weight, _, ((_, _, layer),) in updates:
+            each, once = _cost(layer, _bytes(weight), weight.parameter.device)
+            each_row += each * layer.rows
+            at_once += once
+        most, known = (HOST - at_once) / each_row, Repeated.of(updates)
+
+        def run(error: Tensor, *given: Any) -> None:
+            if error.shape[0] < most:
+                light(error, *given)
+            else:
+                self._heavy.step_(feedback, rule, known.whole(error, *given))
+
+        return run
+
+    def _by(self, work: float) -> Any:
+        return self._light if work < HOST else self._heavy
+
+
+def _bytes(update: Update) -> int:
+    """Read and written of each element of a parameter, its states and its copy."""
+    parameter, states, _, copy = update
+    return 2 * parameter.itemsize * (1 + len(states)) + (0 if copy is None else copy.itemsize)
+
+
+def _cost(layer: Layer, bytes_each: int, device: torch.device) -> tuple[float, float]:
+    """Seconds for each row of a layer's inputs; and for its weight, of so many bytes an element."""
+    inputs = layer.inputs
+    rate = rates(device, inputs.dtype)
+    width, height = inputs.shape[1], layer.saved.shape[1]
+    each = 2 * height * width / rate.flops + (height + width) * inputs.itemsize / rate.bytes
+    return each, height * width * bytes_each / rate.bytes
