@@ -22,7 +22,7 @@ from dfa_kernels import ops
 from dfa_kernels.activation import ACTIVATIONS
 from dfa_kernels.backends.contract import RULES, Layer, LayerUpdate, Point, Segment, Update
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.pending import Ledger, Record, Recorded
+from dfa_kernels.pending import LayerPlan, Ledger, Record
 
 
 class PointPlan(NamedTuple):
@@ -37,19 +37,6 @@ class PointPlan(NamedTuple):
 #: `LayerPlan.saved` of a head whose f′ is read from the error point's tensor; and of one without
 #: an activation, which needs nothing and is given the error itself.
 OUTPUT, NOTHING = -1, -2
-
-
-class LayerPlan(NamedTuple):
-    """A fused layer: positions among the node's chain and parameters (a bias of −1: none)."""
-
-    name: str
-    inputs: int
-    saved: int
-    activation: int
-    stream: int
-    rows: int
-    weight: int
-    bias: int
 
 
 class Plan(NamedTuple):
@@ -86,7 +73,9 @@ class Plan(NamedTuple):
     def feedback(self, matrix: Tensor | None) -> Feedback:
         if self.distribution == MATRIX:
             return Feedback(MATRIX, values=matrix)
-        return Feedback(self.distribution, self.seed)
+        if torch.compiler.is_compiling():
+            return Feedback(self.distribution, self.seed)
+        return ops.described(self.distribution, self.seed)
 
 
 class ErrorNode(torch.autograd.Function):
@@ -158,8 +147,9 @@ class DeferringNode(torch.autograd.Function):
         flat = error.reshape(plan.error_rows, plan.error_width)
         feedback = plan.feedback(matrix)
         if ctx.ledger.wanted():
-            records = _records(plan, flat, output, kept)
-            ctx.ledger.add(_deferred(ctx.parameters, plan, feedback, flat, records))
+            inputs, saved = zip(*_matrices(plan, flat, output, kept), strict=True)
+            record = Record(plan.layers, plan.scale, feedback, ctx.parameters, flat, inputs, saved)
+            ctx.ledger.add(record)
         passed = error if ctx.needs_input_grad[2] else None
         points = _projections(ctx, plan, feedback, flat)
         return None, None, passed, None, None, None, None, *points
@@ -194,15 +184,24 @@ def unfreed(ctx: Any, points: int, layers: int) -> tuple[Any, ...]:
         ) from freed
 
 
-def _records(plan: Plan, error: Tensor, output: Any, kept: list[Any]) -> list[Layer]:
-    """What each fused layer saw, as matrices."""
-    records = []
+def _matrices(
+    plan: Plan, error: Tensor, output: Any, kept: list[Any]
+) -> list[tuple[Tensor, Tensor]]:
+    """What each fused layer was given, and what its f′ is read from."""
+    made = []
     for layer in plan.layers:
-        x = kept[layer.inputs]
-        h = kept[layer.saved] if layer.saved >= 0 else output if layer.saved == OUTPUT else error
-        name = ACTIVATIONS[layer.activation].name
-        records.append(Layer(_rows(x), _rows(h), name, layer.stream, layer.rows))
-    return records
+        x, at = kept[layer.inputs], layer.saved
+        h = kept[at] if at >= 0 else output if at == OUTPUT else error
+        made.append((_rows(x), _rows(h)))
+    return made
+
+
+def _records(plan: Plan, error: Tensor, output: Any, kept: list[Any]) -> list[Layer]:
+    """What each fused layer saw."""
+    return [
+        Layer(x, h, ACTIVATIONS[layer.activation].name, layer.stream, layer.rows)
+        for layer, (x, h) in zip(plan.layers, _matrices(plan, error, output, kept), strict=True)
+    ]
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -252,17 +251,6 @@ def _parameters(
                 before = slots[slot]
                 slots[slot] = gradient if before is None else before + gradient
     return slots
-
-
-def _deferred(
-    parameters: list[Tensor], plan: Plan, feedback: Feedback, error: Tensor, records: list[Layer]
-) -> Record:
-    layers = []
-    for layer, record in zip(plan.layers, records, strict=True):
-        bias = None if layer.bias < 0 else parameters[layer.bias]
-        segment = Segment(error, plan.scale, record)
-        layers.append(Recorded(layer.name, parameters[layer.weight], bias, segment))
-    return Record(feedback, parameters, layers)
 
 
 def _step(

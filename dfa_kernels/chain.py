@@ -8,8 +8,7 @@ parameters, an input that is not a plain matrix) takes the general way.
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,22 +18,14 @@ from torch.nn.modules import module as global_hooks
 from dfa_kernels.activation import ACTIVATIONS, CODES
 from dfa_kernels.autocast import autocast_dtype, lowered
 from dfa_kernels.autograd import unfreed
-from dfa_kernels.backends.contract import HEAD, Layer, Segment
+from dfa_kernels.backends.contract import HEAD
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.pending import Ledger, Record, Recorded
+from dfa_kernels.pending import LayerPlan, Ledger, Record
 
 if TYPE_CHECKING:
     from dfa_kernels.module import DFA, Linear
 
 _IDENTITY = CODES["identity"]
-
-
-class _Link(NamedTuple):
-    """What never changes of a layer."""
-
-    name: str
-    activation: int
-    stream: int
 
 
 class Chain:
@@ -53,10 +44,12 @@ class Chain:
         ]  # fmt: skip
         self._parameters = [layer._parameters for _, layer in layers]
         _, head = layers[-1]
-        self.links = []
-        for name, layer in layers:
+        plans = []
+        for i, (name, layer) in enumerate(layers):
             stream = HEAD if layer is head else owner.stream(name)
-            self.links.append(_Link(name, layer.code, stream))
+            plans.append(LayerPlan(name, i, i, layer.code, stream, 1, 2 * i, 2 * i + 1))
+        self.plans = tuple(plans)
+        self.activations = [layer.code for _, layer in layers]
         self.feedback = owner.feedback
         self._outputs = head.out_features
         self._widest = max((layer.out_features for _, layer in layers[:-1]), default=1)
@@ -126,7 +119,7 @@ class ChainNode(torch.autograd.Function):
     ) -> Tensor:
         inputs, saved = [x], []
         of = iter(parameters if dtype is None else lowered(parameters, dtype))
-        for (_, activation, _), weight, bias in zip(chain.links, of, of, strict=True):
+        for activation, weight, bias in zip(chain.activations, of, of, strict=True):
             saved.append(F.linear(inputs[-1], weight, bias))
             inputs.append(ACTIVATIONS[activation].forward_(saved[-1]))
         output, last = inputs.pop(), saved.pop()
@@ -139,7 +132,7 @@ class ChainNode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[None, ...]:
         chain: Chain = ctx.chain
-        matrix, given, last = unfreed(ctx, 0, len(chain.links))
+        matrix, given, last = unfreed(ctx, 0, len(chain.plans))
         inputs, saved = ctx.hidden
         if not _keeps_graph():
             ctx.hidden = None
@@ -149,36 +142,9 @@ class ChainNode(torch.autograd.Function):
         last = error if last is None else last.detach()
         feedback = chain.feedback if matrix is None else Feedback(MATRIX, values=matrix)
         kept = (given, *inputs), (*saved, last)
-        ctx.ledger.add(ChainRecord(chain, feedback, ctx.parameters, error, *kept))
+        record = Record(chain.plans, chain.scale, feedback, ctx.parameters, error, *kept)
+        ctx.ledger.add(record)
         return None, None, None, None, None, None, None
-
-
-class ChainRecord(Record):
-    """What a chain leaves in the ledger: every layer's weight and bias in turn, its inputs, and
-    what its f′ is read from. As a list of layers it is only made where somebody asks for one."""
-
-    def __init__(
-        self,
-        chain: Chain,
-        feedback: Feedback,
-        parameters: list[Tensor],
-        error: Tensor,
-        inputs: tuple[Tensor, ...],
-        saved: tuple[Tensor, ...],
-    ) -> None:
-        self.links, self.scale, self.feedback = chain.links, chain.scale, feedback
-        self.parameters, self.error, self.inputs, self.saved = parameters, error, inputs, saved
-
-    @functools.cached_property
-    def layers(self) -> list[Recorded]:  # type: ignore[override]
-        of = iter(self.parameters)
-        layers = []
-        for (name, activation, stream), weight, bias, x, h in zip(
-            self.links, of, of, self.inputs, self.saved, strict=True
-        ):
-            layer = Layer(x, h, ACTIVATIONS[activation].name, stream, 1)
-            layers.append(Recorded(name, weight, bias, Segment(self.error, self.scale, layer)))
-        return layers
 
 
 # Looked up once: what a small network's step waits for is mostly the reading of cold memory.

@@ -81,7 +81,8 @@ class FusedUpdate(torch.optim.Optimizer):
         """What a forward pass asks: which parameters are ours; and with update="backward" what the
         node needs of each, made beforehand so that a traced forward pass only reads it."""
         self._repeat: Repeat | None = None
-        self._before: list = []  # what the last step that was not repeated had of `Repeat.kind`
+        # Of the last step that was not repeated: its layers, and `kind`.
+        self._before: tuple[Any, list] | None = None
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
         self._known = [(group, len(group["params"])) for group in self.param_groups]
         for group in self.param_groups:
@@ -289,11 +290,12 @@ class FusedUpdate(torch.optim.Optimizer):
 
     def _remember(self, stepped: list[Tensor], updates: list[LayerUpdate]) -> None:
         """Keep what a step has found where two on end were of one kind."""
-        before, self._before, self._repeat = self._before, [], None
-        if repeatable(self.ledger.records, updates) and self._rows is None:
-            self._before = kind(updates)
-            if self._before == before:
-                self._repeat = Repeat(self, self.ledger.records[0], updates)
+        before, self._before, self._repeat = self._before, None, None
+        if repeatable(self.ledger.records, stepped) and self._rows is None:
+            record = self.ledger.records[0]
+            self._before = record.plans, kind(updates)
+            if before is not None and before[0] is record.plans and before == self._before:
+                self._repeat = Repeat(self, record, updates)
 
     def _stepped(self, parameters: list[Tensor], counts: list[Tensor]) -> None:
         self._advance(parameters, counts)

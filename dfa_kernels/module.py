@@ -24,7 +24,7 @@ from dfa_kernels import activation as activations
 from dfa_kernels.autocast import autocast_dtype
 from dfa_kernels.chain import Chain
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.recording import Fused, Recording, Replay, active, versions_of
+from dfa_kernels.recording import Fused, Planned, Recording, Replay, active, versions_of
 
 if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
@@ -117,8 +117,11 @@ class Linear(nn.Linear):
         dtype = autocast_dtype(input)
         if dtype is not None:
             input = input.to(dtype)
-        cut_bias = None if bias is None else bias.detach()
-        saved = F.linear(input, weight.detach(), cut_bias)
+            w = recording.lowered(weight, dtype)
+            b = None if bias is None else recording.lowered(bias, dtype)
+        else:
+            w, b = weight.detach(), None if bias is None else bias.detach()
+        saved = F.linear(input, w, b)
         f = activations.ACTIVATIONS[self.code]
         output = f.forward_(saved)
         kept = saved if f.from_preactivations else output
@@ -268,6 +271,7 @@ class DFA(nn.Module):
         owned = [p for layer in self._fused for p in layer.parameters()]
         self.tied = len(set(owned)) < len(owned)
         self._chain = self._as_chain()
+        self.planned: Planned | None = None  # of the last forward pass with a fused optimizer
         self._cuts: dict[str, tuple[nn.Module, int]] = {}
         for name in self.point_names:
             if not isinstance(names[name], Linear):
@@ -394,7 +398,7 @@ class DFA(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to no optimizer."""
-        return {**self.__dict__, "_optimizer": None}
+        return {**self.__dict__, "_optimizer": None, "planned": None}
 
     def get_extra_state(self) -> dict[str, object]:
         return self.feedback.describe()

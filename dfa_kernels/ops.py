@@ -36,13 +36,14 @@ _NONE = -1
 
 
 @functools.lru_cache(maxsize=64)
-def _described(distribution: str, seed: int) -> Feedback:
+def described(distribution: str, seed: int) -> Feedback:
+    """The same object for the same stream."""
     return Feedback(distribution, seed)
 
 
 def _feedback(matrix: Tensor | None, distribution: str, seed: int) -> Feedback:
     if matrix is None:
-        return _described(distribution, seed)
+        return described(distribution, seed)
     return Feedback(MATRIX, values=matrix)
 
 

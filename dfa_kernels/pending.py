@@ -8,16 +8,33 @@ elements do not exist, and whatever asks for them is refused in one sentence, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from dfa_kernels.backends.contract import Segment
+from dfa_kernels.activation import ACTIVATIONS
+from dfa_kernels.backends.contract import Layer, Segment
 from dfa_kernels.feedback import Feedback
 
 _aten = torch.ops.aten
+
+
+class LayerPlan(NamedTuple):
+    """A fused layer of one forward pass: where its input and what its f′ is read from are among the
+    tensors that its node keeps, and its weight and bias among the parameters (a bias of −1: none).
+    """
+
+    name: str
+    inputs: int
+    saved: int
+    activation: int
+    stream: int
+    rows: int
+    weight: int
+    bias: int
 
 
 class Recorded(NamedTuple):
@@ -30,12 +47,44 @@ class Recorded(NamedTuple):
 
 
 class Record:
-    """One backward pass: what B was, the fused layers, and all of their parameters."""
+    """One backward pass: what B was, the error (N, E) and the scale of its projections, and of each
+    fused layer what ``plans`` says, what it was given and what its f′ is read from (N·k, features).
+
+    ``plans``: the same object where another pass had the same layers; ``parameters``: of all.
+    """
 
     def __init__(
-        self, feedback: Feedback, parameters: list[Tensor], layers: list[Recorded]
+        self,
+        plans: Sequence[LayerPlan],
+        scale: float,
+        feedback: Feedback,
+        parameters: list[Tensor],
+        error: Tensor,
+        inputs: Sequence[Tensor],
+        saved: Sequence[Tensor],
     ) -> None:
-        self.feedback, self.parameters, self.layers = feedback, parameters, layers
+        self.plans, self.scale, self.feedback = plans, scale, feedback
+        self.parameters, self.error = parameters, error
+        self.inputs, self.saved = tuple(inputs), tuple(saved)
+        self._layers: list[Recorded] | None = None
+
+    @property
+    def layers(self) -> list[Recorded]:
+        """Made where somebody asks, which a step that repeats another does not."""
+        if self._layers is None:  # dynamo knows no functools.cached_property
+            self._layers = self._make_layers()
+        return self._layers
+
+    def _make_layers(self) -> list[Recorded]:
+        made, parameters = [], self.parameters
+        for (name, _, _, activation, stream, k, weight, bias), x, h in zip(
+            self.plans, self.inputs, self.saved, strict=True
+        ):
+            layer = Layer(x, h, ACTIVATIONS[activation].name, stream, k)
+            own = None if bias < 0 else parameters[bias]
+            segment = Segment(self.error, self.scale, layer)
+            made.append(Recorded(name, parameters[weight], own, segment))
+        return made
 
     def dropped(self) -> bool:
         """Whether none of its parameters has a gradient."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dfa_kernels.activation import CODES
+from dfa_kernels.autocast import lowered
 from dfa_kernels.autograd import (
     NOTHING,
     OUTPUT,
@@ -29,6 +30,7 @@ from dfa_kernels.autograd import (
 from dfa_kernels.backends.contract import HEAD
 
 if TYPE_CHECKING:
+    from dfa_kernels.fused_update import FusedUpdate
     from dfa_kernels.module import DFA, Linear
 
 
@@ -74,6 +76,7 @@ class Recording:
         # Whether a parameter may come twice: a layer called again, or a tied weight.
         self.repeats = owner.tied
         self.checkpoint = _checkpoint()
+        self._low: dict[int, Tensor] | None = None
 
     # Collecting ---------------------------------------------------------------------------
 
@@ -109,6 +112,17 @@ class Recording:
             and (bias is None or bias.requires_grad)
             and _batch_dims(inputs, self.owner.batch_dims) == inputs.dim() - 1
         )
+
+    def lowered(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """A layer's weight or bias as autocast would have it, without a graph: those of all layers
+        that the last forward pass reached are made at once, and each is let go when it is used."""
+        if self._low is None:
+            planned = None if torch.compiler.is_compiling() else self.owner.planned
+            self._low = {} if planned is None else planned.lowered(dtype)
+        made = self._low.pop(id(parameter), None)
+        if made is None or made is parameter or made.dtype is not dtype:
+            return parameter.detach()
+        return made
 
     def fused(self, layer: Fused) -> None:
         _check_real(layer.output, f"layer {layer.name!r}")
@@ -202,14 +216,23 @@ class Recording:
     def _node(self, output: Tensor, head: Fused | None, where: str) -> Tensor:
         owner, feedback = self.owner, self.owner.feedback
         batch, width = self._error_shape(output, where)
+        chain: list[Tensor] | None
+        parameters: list[Tensor]
+        if owner.planned is not None and not torch.compiler.is_compiling():
+            chain = owner.planned.follow(self, output, head, batch, width)
+            if chain is not None:
+                known, parameters = owner.planned
+                plan = known._replace(error_rows=math.prod(batch))
+                optimizer = owner.optimizer_of(parameters)
+                if optimizer is not None and optimizer.update == "step":
+                    return self._deferring(plan, output, optimizer, parameters, chain, [])
         for point in self.points:
             if point.output.device != output.device:
                 raise _other_device(f"point {point.name!r}", point.output, output)
         points = tuple([self._point_plan(p, batch) for p in self.points])
         widths = [math.prod(t.shape[_batch_dims(t, owner.batch_dims) :]) for t in self.idle]
         widths += [p.width for p in points]
-        chain: list[Tensor] = []
-        parameters: list[Tensor] = []
+        chain, parameters = [], []
         layers = []
         for fused in self.layers:
             k = _ratio(fused.name, fused.output.shape[:-1], batch)
@@ -234,17 +257,36 @@ class Recording:
         outputs = [p.output for p in self.points]
         matrix, optimizer = owner.feedback_matrix, owner.optimizer_of(parameters)
         if optimizer is not None and optimizer.update == "step":
-            ledger = optimizer.open_ledger()
-            made = DeferringNode.apply(
-                plan, matrix, output, ledger.leaf, ledger, parameters, chain, *outputs
+            if not points and not self.idle and not self.repeats and feedback.values is None:
+                owner.planned = Planned(plan, parameters)
+            return self._deferring(plan, output, optimizer, parameters, chain, outputs)
+        rest: list[Tensor | None] = []
+        if optimizer is not None:
+            plan, rest = optimizer.plan(plan, parameters)
+        made = ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
+        return self._owned(made)
+
+    def _deferring(
+        self,
+        plan: Plan,
+        output: Tensor,
+        optimizer: FusedUpdate,
+        parameters: list[Tensor],
+        chain: list[Tensor],
+        points: list[Tensor],
+    ) -> Tensor:
+        ledger = optimizer.open_ledger()
+        return self._owned(
+            DeferringNode.apply(
+                plan, self.owner.feedback_matrix, output, ledger.leaf, ledger, parameters, chain,
+                *points,
             )
-        else:
-            rest: list[Tensor | None] = []
-            if optimizer is not None:
-                plan, rest = optimizer.plan(plan, parameters)
-            made = ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
+        )  # fmt: skip
+
+    def _owned(self, made: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
-            made.grad_fn.owner = owner
+            node: Any = made.grad_fn
+            node.owner = self.owner
         return made
 
     def _error_shape(self, output: Tensor, where: str) -> tuple[torch.Size, int]:
@@ -314,6 +356,67 @@ class Recording:
                     f"the forward pass never reached {len(missed)} of {len(owner.point_names)} "
                     f"points: {', '.join(map(repr, missed))}"
                 )
+
+
+class Planned(NamedTuple):
+    """What a forward pass of nothing but fused layers was planned to be: most are followed by one
+    that is the same but for its tensors and N."""
+
+    plan: Plan
+    parameters: list[Tensor]
+
+    def lowered(self, dtype: torch.dtype) -> dict[int, Tensor]:
+        """Each parameter in ``dtype``, by its id."""
+        with torch.no_grad():
+            made = lowered(self.parameters, dtype)
+        return dict(zip(map(id, self.parameters), made, strict=True))
+
+    def follow(
+        self,
+        recording: Recording,
+        output: Tensor,
+        head: Fused | None,
+        batch: torch.Size,
+        width: int,
+    ) -> list[Tensor] | None:
+        """The chain of such a one; None where it is another."""
+        plan, parameters = self.plan, self.parameters
+        owner, layers = recording.owner, recording.layers
+        if recording.points or recording.idle or recording.repeats or plan.error_width != width:
+            return None
+        if head is not None:
+            layers = [*layers, head]
+        if len(layers) != len(plan.layers):
+            return None
+        feedback = owner.feedback
+        if (feedback.distribution, feedback.seed) != (plan.distribution, plan.seed):
+            return None
+        chain: list[Tensor] = []
+        widest = 1
+        for known, fused in zip(plan.layers, layers, strict=True):
+            name, x, own, saved, activation, weight, bias, versions = fused
+            rows, stream = own.shape[:-1], known.stream
+            if (name, activation) != (known.name, known.activation) or known.rows != 1:
+                return None
+            if rows != batch or (stream == HEAD) != (fused is head):
+                return None
+            if weight is not parameters[known.weight]:
+                return None
+            if bias is not (parameters[known.bias] if known.bias >= 0 else None):
+                return None
+            if versions != (x._version, saved._version if activation else 0):
+                return None
+            if known.inputs == len(chain):
+                chain.append(x)
+            elif chain[known.inputs] is not x:
+                return None
+            if known.saved == len(chain):
+                chain.append(saved)
+            elif known.saved == OUTPUT and saved is not output:
+                return None
+            if stream != HEAD:
+                widest = max(widest, own.shape[-1])
+        return chain if feedback.scale_for(widest) == plan.scale else None
 
 
 class Replay(Recording):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from dfa_kernels import backends, ops
 from dfa_kernels.backends.contract import RULES, LayerUpdate, Repeated, distinct_rows
 from dfa_kernels.capturable import capturing
-from dfa_kernels.chain import ChainRecord
 from dfa_kernels.master import MASTER
 from dfa_kernels.pending import PendingGradient, Record
 
@@ -28,14 +27,15 @@ if TYPE_CHECKING:
 Row = tuple[float, ...]
 
 
-def repeatable(
-    records: list[Record], updates: Sequence[LayerUpdate]
-) -> TypeGuard[list[ChainRecord]]:
-    """Whether a step of these records was that of one whole chain."""
+def repeatable(records: list[Record], stepped: list[Tensor]) -> bool:
+    """Whether a step of these records was of one, and stepped all of its parameters, those of one
+    layer after another."""
     record = records[0]
-    if len(records) > 1 or type(record) is not ChainRecord:
+    if len(records) > 1 or ops.traced(record.error):
         return False
-    return len(updates) == len(record.links) and not ops.traced(record.error)
+    if len(stepped) != len(record.parameters) or not all(map(is_, stepped, record.parameters)):
+        return False
+    return len(record.plans) == len({plan.weight for plan in record.plans})
 
 
 def kind(updates: Sequence[LayerUpdate]) -> list[Row]:
@@ -45,18 +45,23 @@ def kind(updates: Sequence[LayerUpdate]) -> list[Row]:
     return [tuple(row[1:-1]) for row in rows]
 
 
+def _dtypes(record: Record) -> list[torch.dtype]:
+    """Of its tensors."""
+    return [t.dtype for t in (record.error, *record.inputs, *record.saved)]
+
+
 class Repeat:
     """The step of ``optimizer`` that was taken for ``record``, the only one then, with
     ``updates``."""
 
     def __init__(
-        self, optimizer: FusedUpdate, record: ChainRecord, updates: Sequence[LayerUpdate]
+        self, optimizer: FusedUpdate, record: Record, updates: Sequence[LayerUpdate]
     ) -> None:
         self.parameters = record.parameters
         self.counts = optimizer._counts_of(record.parameters)
-        self._links, self._feedback = record.links, record.feedback
+        self._plans, self._feedback = record.plans, record.feedback
         self._known = Repeated.of(updates)
-        self._device, self._dtype = record.error.device, record.error.dtype
+        self._device, self._dtypes = record.error.device, _dtypes(record)
         self._stepped = updates[0].weight.parameter.dtype
 
         # Whose row each distinct one is, and which of them each parameter has.
@@ -82,12 +87,10 @@ class Repeat:
     def rows(self, record: Record, optimizer: FusedUpdate) -> list[Row] | None:
         """The distinct rows of the step that ``record``, the only one, asks for; None where that
         is not this step, or anything has changed."""
-        if type(record) is not ChainRecord or record.links is not self._links:
+        if record.plans is not self._plans or record.feedback is not self._feedback:
             return None
-        error, device = record.error, self._device
-        if record.feedback is not self._feedback:
-            return None
-        if error.dtype is not self._dtype or error.device != device:
+        device = self._device
+        if record.error.device != device or _dtypes(record) != self._dtypes:
             return None
         for p, known in zip(record.parameters, self.parameters, strict=True):
             pending = p.grad
@@ -125,7 +128,6 @@ class Repeat:
 
     def step_(self, record: Record, rows: list[Row]) -> None:
         """Take it, with the tensors of ``record`` and its `rows`."""
-        assert isinstance(record, ChainRecord)
         self._rows = rows
         given = record.error, record.inputs, record.saved, rows
         if self._run is not None:

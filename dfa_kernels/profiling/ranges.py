@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import record_function
 
-from dfa_kernels import autograd, backends, chain, pending
+from dfa_kernels import autocast, autograd, backends, chain, pending
 from dfa_kernels.backends import reference, steps
 from dfa_kernels.profiling.subject import Subject
 
@@ -86,6 +86,7 @@ def watched(
         for name, module in _modules(subject.model()):
             put(module, "forward", _inside(module.forward, str(Range("forward", name)), open_))
         put(chain, "F", layers)
+        put(chain, "lowered", layers.lowered)
         put(autograd, "_records", names.of_records(autograd._records))
         put(pending.Ledger, "add", names.of_ledger(pending.Ledger.add))
         put(backends, "function", _functions(backends.function, names, open_, called))
@@ -174,14 +175,22 @@ class _ChainLayers:
 
     def __init__(self, names: Names, open_: Open) -> None:
         self._names, self._open = names, open_
+        self._cast: list[tuple[Any, str]] = []
         self._under_way: AbstractContextManager[Any] | None = None
 
     def linear(self, x: Any, weight: Any, bias: Any) -> Any:
         self.close()
-        name = self._names.of_parameter(weight)
+        cast = [name for low, name in self._cast if low is weight]
+        name = cast[0] if cast else self._names.of_parameter(weight)
         self._under_way = self._open(str(Range("forward", name)))
         self._under_way.__enter__()
         return F.linear(x, weight, bias)
+
+    def lowered(self, parameters: Any, dtype: Any) -> Any:
+        made = autocast.lowered(parameters, dtype)
+        of_parameter = self._names.of_parameter
+        self._cast = [(low, of_parameter(p)) for low, p in zip(made, parameters, strict=True)]
+        return made
 
     def close(self) -> None:
         if self._under_way is not None:
@@ -195,6 +204,7 @@ class _ChainLayers:
                 return run(*args, **kwargs)
             finally:
                 self.close()
+                self._cast.clear()
 
         return forward
 

@@ -15,8 +15,8 @@ from dfa_kernels.profiling.subject import Subject, factory_of
 from dfa_kernels.throughput.networks import Shape
 
 PATCHED = (
-    (chain, "F"), (autograd, "_records"), (pending.Ledger, "add"), (backends, "function"),
-    (reference, "_delta"), (steps, "product"), (steps.Step, "add"),
+    (chain, "F"), (chain, "lowered"), (autograd, "_records"), (pending.Ledger, "add"),
+    (backends, "function"), (reference, "_delta"), (steps, "product"), (steps.Step, "add"),
 )  # fmt: skip
 
 
@@ -73,6 +73,13 @@ def test_the_forward_ranges_of_a_chain_do_not_overlap():
     seen = opened(subject())
     for layer in LAYERS:
         assert ("dfa/forward", f"dfa/forward/{layer}") in seen
+
+
+def test_the_layers_of_a_chain_under_autocast_are_named():
+    seen = opened(subject(dtype="autocast"))
+    for part, around in (("forward", "forward"), ("update", "update")):
+        for layer in LAYERS:
+            assert (f"dfa/{around}", f"dfa/{part}/{layer}") in seen
 
 
 def test_gradients_of_torch_optim_are_named():
