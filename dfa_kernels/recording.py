@@ -219,7 +219,7 @@ class Recording:
         chain: list[Tensor] | None
         parameters: list[Tensor]
         if owner.planned is not None and not torch.compiler.is_compiling():
-            chain = owner.planned.follow(self, output, head, batch, width)
+            chain = owner.planned.follow(self, head, batch, width)
             if chain is not None:
                 known, parameters = owner.planned
                 plan = known._replace(error_rows=math.prod(batch))
@@ -372,17 +372,12 @@ class Planned(NamedTuple):
         return dict(zip(map(id, self.parameters), made, strict=True))
 
     def follow(
-        self,
-        recording: Recording,
-        output: Tensor,
-        head: Fused | None,
-        batch: torch.Size,
-        width: int,
+        self, recording: Recording, head: Fused | None, batch: torch.Size, width: int
     ) -> list[Tensor] | None:
         """The chain of such a one; None where it is another."""
         plan, parameters = self.plan, self.parameters
         owner, layers = recording.owner, recording.layers
-        if recording.points or recording.idle or recording.repeats or plan.error_width != width:
+        if recording.points or recording.idle or plan.error_width != width:
             return None
         if head is not None:
             layers = [*layers, head]
@@ -412,8 +407,6 @@ class Planned(NamedTuple):
                 return None
             if known.saved == len(chain):
                 chain.append(saved)
-            elif known.saved == OUTPUT and saved is not output:
-                return None
             if stream != HEAD:
                 widest = max(widest, own.shape[-1])
         return chain if feedback.scale_for(widest) == plan.scale else None

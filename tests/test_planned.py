@@ -14,28 +14,37 @@ from dfa_kernels.repeat import Repeat
 
 
 class Field(nn.Module):
-    """Layers that are no chain: one sees two, one is skipped where `skips` says, the last is no
-    fused one."""
+    """Layers that are no chain, and take other ways where the attributes say so."""
 
     def __init__(self, head=False):
         super().__init__()
         torch.manual_seed(0)
         self.first = dfa.Linear(6, 8, activation="relu")
-        self.second = dfa.Linear(8, 8, activation="gelu")
-        self.third = dfa.Linear(8, 8, bias=False, activation="tanh")
+        self.second = dfa.Linear(8, 8, activation="tanh")
+        self.third = dfa.Linear(8, 8, bias=False, activation="gelu")
         self.fourth = dfa.Linear(14, 7, activation="relu")
         self.last = dfa.Linear(7, 3, activation="tanh" if head == "tanh" else None)
-        self.head = head if head else nn.Linear(7, 3)
-        self.skips = self.wired = self.twice = False
+        self.head = nn.Linear(7, 3)
+        self.opaque, self.point = nn.Linear(14, 14), nn.ReLU()
+        self.top = nn.Linear(3, 3)
+        self.fuses_head = bool(head)
+        self.skips = self.wired = self.twice = self.idles = self.has_point = self.has_top = False
 
     def forward(self, x):
-        h = self.second(self.first(x))
+        h = low = self.first(x)
+        h = self.second(h)
         if not self.skips:
-            h = self.third(self.first(x) if self.wired else h)
+            h = self.third(low if self.wired else h)
         if self.twice:
             h = self.second(h)
-        h = self.fourth(torch.cat((h, x), dim=-1))
-        return self.last(h) if isinstance(self.head, (str, bool)) else self.head(h)
+        h = torch.cat((h, x), dim=-1)
+        if self.idles:
+            h = self.point(h)
+        if self.has_point:
+            h = self.point(self.opaque(h))
+        h = self.fourth(h)
+        h = self.last(h) if self.fuses_head else self.head(h)
+        return self.top(h) if self.has_top else h
 
 
 @pytest.fixture
@@ -144,6 +153,31 @@ def _wired(net, optimizer):
     net.module.wired = True
 
 
+def _an_idle_point(net, optimizer):
+    """Wider than all others: it counts for the scale."""
+    net.module.idles = True
+
+
+def _an_opaque_point(net, optimizer):
+    net.module.has_point = True
+
+
+def _a_layer_above(net, optimizer):
+    """What was the head is not any more."""
+    net.module.has_top = True
+
+
+def _two_layers_exchanged(net, optimizer):
+    """And their parameters: the same are used in the same order, by layers of other names."""
+    own = net.module
+    own.first.out_features = own.second.in_features = 8
+    own.second, own.third = own.third, own.second
+    for name in ("weight", "bias", "code"):
+        a, b = getattr(own.second, name), getattr(own.third, name)
+        setattr(own.second, name, b)
+        setattr(own.third, name, a)
+
+
 def _twice(net, optimizer):
     net.module.twice = True
 
@@ -211,16 +245,19 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_between_two_passes_is_seen(change, head, followed):
+def test_a_change_between_two_passes_is_seen(change, head, shared, followed):
+    feedback = dfa.Feedback(shared=shared)
     made = [
-        trained(lambda: Field(HEADS[head]), CHANGES[change], plain=plain, steps=8)
+        trained(lambda: Field(HEADS[head]), CHANGES[change], 8, plain, feedback=feedback)
         for plain in (True, False)
     ]
     assert_same(*made)
     assert followed[:3] == [True] * 3
-    if change in ("a copy", "a hook"):  # which has no plan; and what it returns is no layer's
+    # A copy has no plan; what a hook returns is no layer's; above a layer of torch is none of ours.
+    if change in ("a copy", "a hook") or (change == "a layer above" and not HEADS[head]):
         return
     assert followed[3:4] != [True]
 
@@ -242,6 +279,27 @@ def test_an_error_of_another_width_is_planned_anew(followed):
 
     assert_same(*[trained(Wide, other, plain=plain) for plain in (True, False)])
     assert followed == [True] * 3 + [False, True]
+
+
+@pytest.mark.parametrize("rows", [(1, 2), (2, 1)])
+def test_other_rows_for_each_of_the_error_are_planned_anew(rows, followed):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.top = dfa.Linear(6, 8, activation="relu"), nn.Linear(8, 3)
+            self.rows = rows[0]
+
+        def forward(self, x):
+            if self.rows == 1:
+                return self.top(self.first(x))
+            return self.top(self.first(torch.stack((x, x), 1)).mean(1))
+
+    def other(net, optimizer):
+        net.module.rows = rows[1]
+
+    assert_same(*[trained(Tokens, other, plain=plain) for plain in (True, False)])
+    assert followed == ([True] * 3 + [False] * 2 if rows == (1, 2) else [False] * 4 + [True])
 
 
 def test_a_second_optimizer_takes_over(followed):
@@ -297,15 +355,24 @@ def test_the_plan_is_of_passes_with_a_fused_optimizer_alone():
     assert net.planned is None
 
 
-def test_points_and_a_users_matrix_are_planned_anew():
-    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), dfa.Linear(12, 3))
-    net = dfa.DFA(model)
+def _nothing(net):
+    pass
+
+
+UNPLANNED = {
+    "a point": lambda net: setattr(net.module, "has_point", True),
+    "an idle point": lambda net: setattr(net.module, "idles", True),
+    "a layer called twice": lambda net: setattr(net.module, "twice", True),
+    "a users matrix": _nothing,
+}
+
+
+@pytest.mark.parametrize("what", UNPLANNED)
+def test_these_are_planned_anew(what):
+    matrix = dfa.Feedback.from_matrix(torch.ones(3, 14)) if "matrix" in what else dfa.Feedback()
+    net = dfa.DFA(Field(), feedback=matrix)
     optimizer = dfa.optim.SGD(net, lr=0.1)
-    net(torch.ones(2, 2, 6)).sum().backward()
-    assert net.planned is None
-    optimizer.zero_grad()
-    net = dfa.DFA(Field(), feedback=dfa.Feedback.from_matrix(torch.ones(3, 8)))
-    optimizer = dfa.optim.SGD(net, lr=0.1)
+    UNPLANNED[what](net)
     net(next(batches(1))).sum().backward()
     assert net.planned is None
     optimizer.zero_grad()
