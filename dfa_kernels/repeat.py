@@ -8,7 +8,7 @@ it again after it has compared all that anybody may have changed meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import is_
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +44,10 @@ def kind(updates: Sequence[LayerUpdate]) -> list[Row]:
 
 def _dtypes(record: Record) -> list[torch.dtype]:
     """Of its tensors."""
-    return [t.dtype for t in (record.error, *record.inputs, *record.saved)]
+    return list(map(_dtype, (record.error, *record.inputs, *record.saved)))
+
+
+_dtype = attrgetter("dtype")
 
 
 class Repeat:
@@ -66,6 +69,9 @@ class Repeat:
         self._kind = kind(updates)
         self._owners = [row_of.index(r) for r in range(len(self._rows))]
         self._owner_of = [self._owners[r] for r in row_of]
+        # What the rows were made from last.
+        self._given: list[tuple[Any, ...]] | None = None
+        self._lasts: list[float] = []
         self._groups = [optimizer._groups[id(self.parameters[i])] for i in self._owners]
 
         states = optimizer.state
@@ -112,15 +118,21 @@ class Repeat:
 
     def _rows_now(self, optimizer: FusedUpdate) -> list[Row] | None:
         """The rows by the groups and counts as they are; None where others share them now."""
+        given = [optimizer._row(group) for group in self._groups]
         lasts = optimizer._lasts(self.parameters, self.counts)
+        if lasts == self._lasts and given == self._given:
+            return self._rows
         if lasts != [lasts[i] for i in self._owner_of]:
             return None
         rows = []
-        for group, i, before in zip(self._groups, self._owners, self._kind, strict=True):
-            row = tuple(map(float, (*optimizer._row(group), lasts[i])))
+        for numbers, i, before in zip(given, self._owners, self._kind, strict=True):
+            row = tuple(map(float, (*numbers, lasts[i])))
             if row[1:-1] != before:
                 return None
             rows.append(row)
+        # A tensor may have other values next time.
+        tensors = any(isinstance(number, Tensor) for numbers in given for number in numbers)
+        self._given, self._lasts = None if tensors else given, lasts
         return self._rows if rows == self._rows else rows
 
     def step_(self, record: Record, rows: list[Row]) -> None:
