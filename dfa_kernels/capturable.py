@@ -93,15 +93,19 @@ class _Table:
 
 
 @contextmanager
-def as_torch_steps(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def as_torch_steps(optimizer: torch.optim.Optimizer, counted: bool) -> Iterator[None]:
     """Within, the groups ask for what torch.optim's own step can do: on a CPU there are no graphs
-    and it refuses capturable=True; on a GPU its SGD reads a tensor lr in its fused form alone."""
+    and it refuses capturable=True; on a GPU its SGD reads a tensor lr in its fused form alone, and
+    its fused AdamW no step counts on the host, which those of fused layers are, ``counted`` if some
+    of them are to be stepped."""
     before = []
     for group in optimizer.param_groups:
         changed: dict[str, Any] = {}
         devices = {p.device.type for p in group["params"]}
         if group.get("capturable") and devices == {"cpu"}:
             changed["capturable"] = False
+        elif counted and group.get("fused") and not group.get("capturable"):
+            changed["fused"] = False
         if isinstance(optimizer, torch.optim.SGD) and isinstance(group["lr"], Tensor):
             changed |= {"fused": "cpu" not in devices, "foreach": False}
         before.append((group, {key: group[key] for key in changed}))

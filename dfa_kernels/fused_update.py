@@ -21,7 +21,7 @@ from dfa_kernels.backends.contract import RULES, LayerUpdate, Update
 from dfa_kernels.capturable import DeviceRows, as_torch_steps, capturing
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
-from dfa_kernels.pending import Ledger, PendingGradient
+from dfa_kernels.pending import Hidden, Ledger, PendingGradient
 from dfa_kernels.repeat import Repeat, kind, repeatable
 from dfa_kernels.terms import Term, expressible, materialize
 
@@ -72,6 +72,8 @@ class FusedUpdate(torch.optim.Optimizer):
         self.ledger = Ledger()
         # update="backward": where in the step we are.
         self._handle = ops.provide_hyper(self)
+        # Else torch.amp.GradScaler leaves it to a fused step of torch's to unscale the gradients.
+        self._step_supports_amp_scaling = False
         self._turn = _Turn()
         self._prepare()
         for net in nets:
@@ -332,7 +334,7 @@ class FusedUpdate(torch.optim.Optimizer):
 
     def _step_dense(self) -> None:
         """torch.optim's own step for what has a gradient."""
-        dense = False
+        dense = counted = False
         for group in self.param_groups:
             for p in group["params"]:
                 gradient = p.grad
@@ -340,11 +342,13 @@ class FusedUpdate(torch.optim.Optimizer):
                     if gradient.dense is None:
                         continue
                     p.grad = gradient.dense
-                dense = dense or gradient is not None
+                if gradient is not None:
+                    dense = True
+                    counted = counted or p in self._fused
         if dense:
             masters = nullcontext() if self._masters is None else self._masters.stepped(self)
-            groups = as_torch_steps(self) if self.capturable else nullcontext()
-            with _HiddenPending(self), masters, groups:
+            groups = as_torch_steps(self, counted) if self.capturable or counted else nullcontext()
+            with Hidden(self.param_groups), masters, groups:
                 type(self)._plain_step(self)
 
     # The forward pass asks ------------------------------------------------------------------
@@ -456,22 +460,6 @@ def _shared_biases(nets: tuple[DFA, ...]) -> set[int]:
             if layer.bias is not None:
                 partners.setdefault(id(layer.bias), set()).add(id(layer.weight))
     return {bias for bias, weights in partners.items() if len(weights) > 1}
-
-
-class _HiddenPending:
-    """While torch.optim looks, pending gradients are None."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        every = [p for group in optimizer.param_groups for p in group["params"]]
-        self._hidden = [(p, p.grad) for p in every if type(p.grad) is PendingGradient]
-
-    def __enter__(self) -> None:
-        for p, _ in self._hidden:
-            p.grad = None
-
-    def __exit__(self, *_: object) -> None:
-        for p, gradient in self._hidden:
-            p.grad = gradient
 
 
 def _watched(optimizer: torch.optim.Optimizer) -> bool:

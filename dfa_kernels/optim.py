@@ -35,7 +35,8 @@ class SGD(FusedUpdate, torch.optim.SGD):
         params: a `DFA` module, or parameter groups, of which at least one names it:
             ``[{"params": no_decay, "weight_decay": 0}, {"params": net}]``; there ``net`` stands
             for all its parameters that no other group lists.
-        lr, momentum, dampening, weight_decay, nesterov, maximize, foreach: as in torch.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.
+        foreach, fused: as in torch, of the step of what is not a fused layer.
         update: ``"step"``; or ``"backward"``, which applies the update inside ``backward()``:
             activations are freed at once and the whole step compiles, at the price of one
             forward pass a step.
@@ -66,6 +67,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         update: str = "step",
         master_weights: bool = False,
         capturable: bool = False,
@@ -80,6 +82,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
             nesterov,
             maximize=maximize,
             foreach=foreach,
+            fused=fused,
         )
         self._claim(nets, update, master_weights, capturable)
 
@@ -136,7 +139,8 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
     ``params``, ``update``, ``master_weights`` and ``capturable`` as in `SGD`.
 
     Args:
-        lr, betas, eps, weight_decay, maximize, foreach: as in torch. ``amsgrad`` is refused.
+        lr, betas, eps, weight_decay, maximize: as in torch. ``amsgrad`` is refused.
+        foreach, fused: as in torch, of the step of what is not a fused layer.
 
     Raises:
         TypeError, ValueError: no DFA module is named, amsgrad, or torch's own reasons.
@@ -156,6 +160,7 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         capturable: bool = False,
         update: str = "step",
         master_weights: bool = False,
@@ -165,7 +170,7 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
         groups, nets = _groups(params, update)
         super().__init__(
             groups, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach,
-            capturable=capturable,
+            fused=fused, capturable=capturable,
         )  # fmt: skip
         self._counts = Counts()
         self._claim(nets, update, master_weights, capturable)
@@ -218,9 +223,14 @@ class AdamW(FusedUpdate, torch.optim.AdamW):
         for group in self.param_groups:
             for p in group["params"]:
                 count = self.state.get(p, {}).get("step")
-                if isinstance(count, Tensor) and (self.capturable or not group.get("fused")):
-                    self.state[p]["step"] = count.to(p.device if self.capturable else "cpu")
-                    fused += [p] if p in self._fused else []
+                if not isinstance(count, Tensor):
+                    continue
+                if self.capturable:
+                    self.state[p]["step"] = count.to(p.device)
+                elif p in self._fused:
+                    fused.append(p)
+                elif not group.get("fused"):
+                    self.state[p]["step"] = count.cpu()
         if not self.capturable:
             self._counts = Counts([float(self.state[p]["step"]) for p in fused])
             for p, count in zip(fused, self._counts.each, strict=True):

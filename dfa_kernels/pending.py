@@ -140,6 +140,22 @@ class PendingGradient(torch.Tensor):
         )
 
 
+class Hidden:
+    """Within, an optimizer's pending gradients are None: torch.optim passes over them."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        every = [p for group in groups for p in group["params"]]
+        self._hidden = [(p, p.grad) for p in every if type(p.grad) is PendingGradient]
+
+    def __enter__(self) -> None:
+        for p, _ in self._hidden:
+            p.grad = None
+
+    def __exit__(self, *_: object) -> None:
+        for p, gradient in self._hidden:
+            p.grad = gradient
+
+
 class Ledger:
     """What backward passes left since `zero_grad`.
 

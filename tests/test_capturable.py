@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graph import Graph
-from test_optim import ADAMW, LR, SGD, Tied, batches, network, train
+from test_optim import ADAMW, LR, SGD, Mixed, Tied, batches, network, train
 from torch import nn
 
 import dfa_kernels as dfa
@@ -209,12 +209,12 @@ def test_masters_are_replayed_too(name, update):
 def test_torchs_own_step_is_asked_for_what_it_can_do():
     """On a GPU its SGD reads a tensor lr in its fused form alone; on a CPU it knows no graphs."""
     sgd = make("SGD", network().to("meta"))
-    with capturable.as_torch_steps(sgd):
+    with capturable.as_torch_steps(sgd, counted=False):
         assert [(g["fused"], g["foreach"]) for g in sgd.param_groups] == [(True, False)]
     assert [(g["fused"], g["foreach"]) for g in sgd.param_groups] == [(None, None)]
     for device, wanted in (("meta", True), ("cpu", False)):
         adamw = make("AdamW", network().to(device))
-        with capturable.as_torch_steps(adamw):
+        with capturable.as_torch_steps(adamw, counted=True):
             assert adamw.param_groups[0]["capturable"] is wanted
         assert adamw.param_groups[0]["capturable"]
 
@@ -260,6 +260,23 @@ def test_a_loaded_step_count_lies_where_it_is_read():
         second = dfa.optim.AdamW(network().to("meta"), lr=1e-3, capturable=wanted)
         second.load_state_dict(optimizer.state_dict())
         assert {s["step"].device.type for s in second.state.values()} == {device}
+
+
+def test_a_count_that_torchs_fused_step_had_on_its_device_is_read_on_the_host():
+    """Of a fused layer; another parameter's stays where torch's fused step reads it."""
+    theirs = torch.optim.AdamW(Mixed().parameters(), fused=True)
+    for p in theirs.param_groups[0]["params"]:
+        p.grad = torch.zeros_like(p)
+    theirs.step()
+    net = dfa.DFA(Mixed())
+    net.module.above.to("meta")
+    ours = dfa.optim.AdamW(net, fused=True)
+    ours.load_state_dict(theirs.state_dict())
+    places = {n: ours.state[p]["step"].device.type for n, p in net.module.named_parameters()}
+    assert {name.split(".")[0]: place for name, place in places.items()} == {
+        "below": "cpu", "above": "meta",
+    }  # fmt: skip
+    assert ours._counts.read(ours._counts.each) == [1, 1]
 
 
 # Refused -----------------------------------------------------------------------------------------

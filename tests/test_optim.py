@@ -145,6 +145,50 @@ def test_bf16_activations_step_fp32_weights():
         assert (a - before).abs().max() > 5e-4
 
 
+class Mixed(nn.Module):
+    """Fused layers below one of torch's, whose penalty is on a fused one too where asked."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.below = dfa.Linear(13, 11, activation="tanh")
+        self.above = nn.Linear(11, 5)
+
+    def forward(self, x):
+        return self.above(self.below(x))
+
+
+@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize("how", ["fused", "foreach"])
+@pytest.mark.parametrize("name", LR)
+def test_torchs_implementation_of_the_rest_may_be_named(name, how, penalty, monkeypatch):
+    """Where a fused layer's parameter is among it, whose count is on the host, no fused one."""
+    kind = getattr(dfa.optim, name)
+    asked, step = [], kind._plain_step
+
+    def spy(optimizer):
+        asked.append([group[how] for group in optimizer.param_groups])
+        step(optimizer)
+
+    monkeypatch.setattr(kind, "_plain_step", spy)
+    plain, fused = (dfa.DFA(Mixed().double()) for _ in range(2))
+    theirs = getattr(torch.optim, name)(plain.parameters(), lr=LR[name])
+    ours = kind(fused, lr=LR[name], **{how: True})
+    for net, optimizer in ((plain, theirs), (fused, ours)):
+        for i, (x, y) in enumerate(batches(4)):
+            loss = F.cross_entropy(net(x), y)
+            if penalty and i == 2:
+                loss = loss + net.module.below.weight.square().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    among = penalty and how == "fused"
+    assert asked == [[True], [True], [not among], [True]]
+    assert ours.param_groups[0][how]
+
+
 def test_parameter_groups_each_with_their_own_arguments():
     def groups(net):
         biases = [p for n, p in net.named_parameters() if n.endswith("bias")]

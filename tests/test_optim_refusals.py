@@ -47,6 +47,17 @@ def test_nothing_looks_at_a_gradient_that_was_never_made(look):
     assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("kind", [dfa.optim.SGD, dfa.optim.AdamW])
+def test_a_fused_step_of_torchs_unscales_no_gradient_that_was_never_made(kind):
+    net = network()
+    optimizer = kind(net, fused=True)
+    ((x, y),) = batches(1)
+    F.cross_entropy(net(x), y).backward()
+    with pytest.raises(RuntimeError, match="fused update never makes"):
+        _scaler(optimizer).step(optimizer)
+    optimizer.zero_grad()
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [

@@ -8,7 +8,7 @@ whoever steps by torch.optim has the fastest of its implementations, by measurem
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
@@ -77,16 +77,21 @@ class Setting(NamedTuple):
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """torch.optim's, in the implementation that is the fastest for these parameters."""
-        kind: Any = torch.optim.SGD if self.rule == "sgd" else torch.optim.AdamW
-        return kind(net.parameters(), **self.rates, **self.captured, **self._fastest(kind, net))
+        own = list(net.parameters())
+        return self._kind(own, **self.rates, **self.captured, **self._fastest(own))
 
-    def _fastest(self, kind: Callable, net: nn.Module) -> dict[str, bool]:
+    @property
+    def _kind(self) -> Any:
+        return torch.optim.SGD if self.rule == "sgd" else torch.optim.AdamW
+
+    def _fastest(self, own: Sequence[Tensor]) -> dict[str, bool]:
         """Among `IMPLEMENTATIONS`, on a copy of the parameters, of the first ones where there are
         many. A captured step is fused: what captures well cannot be seen from outside a graph."""
         if self.graph:
             return IMPLEMENTATIONS["fused"]
+        kind = self._kind
         parameters: list[Tensor] = []
-        for original in net.parameters():
+        for original in own:
             if sum(p.numel() for p in parameters) < COPIED:
                 parameters.append(original.detach().clone().requires_grad_())
         for parameter in parameters:
@@ -101,8 +106,12 @@ class Setting(NamedTuple):
         return IMPLEMENTATIONS[min(times, key=lambda name: spread(times[name]).median)]
 
     def fused_optimizer(self, net: dfa.DFA, update: str = "step") -> torch.optim.Optimizer:
+        """Ours, and of what is not a fused layer the fastest of torch.optim's."""
         kind: Any = dfa.optim.SGD if self.rule == "sgd" else dfa.optim.AdamW
-        return kind(net, **self.rates, **self.captured, update=update)
+        fused = {p for layer in net.fused_layers() for p in layer.parameters()}
+        rest = [p for p in net.parameters() if p not in fused]
+        how = self._fastest(rest) if rest else {}
+        return kind(net, **self.rates, **self.captured, **how, update=update)
 
 
 #: torch.optim's implementations of a rule, and the rounds in which they are compared.
