@@ -1,7 +1,8 @@
-"""What a backend costs the host in a step of 8 small layers: `python -m bench.launch`.
+"""What a step of small layers costs the host: `python -m bench.launch`.
 
 Nothing here needs a GPU. `bench.launch_triton` and `bench.launch_cuda` have each backend take CPU
-tensors as a GPU's, and stop where the driver would launch.
+tensors as a GPU's, and stop where the driver would launch; `bench.launch_step` has whole steps do
+so, beside backpropagation's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dfa_kernels.throughput.timing import host, kernel
 if TYPE_CHECKING:
     from bench.gpu.context import Context
 
-BACKENDS = {"triton": "Triton", "cuda": "CUDA"}
+SIDES = ("triton", "cuda", "step")
 ROWS, LAYERS, WIDTH, ERROR = 256, 8, 256, 10
 #: How δ is made: the rule's choice for this shape, and the other.
 DELTAS = ("on-the-fly", "stored")
@@ -110,26 +111,30 @@ def shown(times: Spread) -> str:
     return f"{times.median:.1f} ({times.low:.1f}–{times.high:.1f})"
 
 
-def page(backend: Any, rows: Sequence[tuple[str, ...]]) -> str:
-    """What is written; ``backend``: its module of this benchmark."""
+#: What `launch_triton` and `launch_cuda` time.
+OF_A_CALL = f"""\
+Microseconds of the calling thread, from the call of the backend to where the driver would launch,
+median (quartiles). {LAYERS} layers of {WIDTH} and a head, N {ROWS}, E {ERROR}, bf16 activations,
+fp32 parameters; `gradients` allocates {2 * LAYERS + 2} tensors. No GPU: the driver's launch and the
+device's time are not in it."""
+
+
+def page(side: Any, rows: Sequence[tuple[str, ...]]) -> str:
+    """What is written; ``side``: a module of this benchmark."""
     env = environment.describe()
-    name = backend.__name__.rsplit("_")[-1]
     lines = [
-        f"# Host time of a call of the {BACKENDS[name]} backend",
+        f"# Host time of {side.SUBJECT}",
         "",
-        f"Written by `python -m bench.launch {name}`: microseconds of the calling thread, from the",
-        "call of the backend to where the driver would launch, median (quartiles).",
-        f"{LAYERS} layers of {WIDTH} and a head, N {ROWS}, E {ERROR}, bf16 activations, fp32",
-        f"parameters; `gradients` allocates {2 * LAYERS + 2} tensors. No GPU: the driver's launch",
-        "and the device's time are not in it. What is compared was timed in turns; the machine's",
-        f"load average was {os.getloadavg()[0]:.0f} then.",
-        *backend.ABOUT.splitlines(),
+        f"Written by `python -m bench.launch {side.__name__.rsplit('_')[-1]}`.",
+        *side.ABOUT.splitlines(),
+        "What is compared was timed in turns; the machine's load average was "
+        f"{os.getloadavg()[0]:.0f} then.",
         "",
-        f"{env['processor']}, {env['cores']} cores; {backend.versions()}, torch {env['torch']}, "
+        f"{env['processor']}, {env['cores']} cores; {side.versions()}, torch {env['torch']}, "
         f"Python {env['python']}, dfa_kernels {env['dfa_kernels']}; {env['date']}.",
         "",
-        "| " + " | ".join(backend.TITLES) + " |",
-        "|" + " --- |" * len(backend.TITLES),
+        "| " + " | ".join(side.TITLES) + " |",
+        "|" + " --- |" * len(side.TITLES),
         *("| " + " | ".join(row) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"
@@ -137,17 +142,17 @@ def page(backend: Any, rows: Sequence[tuple[str, ...]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.launch", description=__doc__)
-    parser.add_argument("backend", nargs="?", choices=tuple(BACKENDS), help="all of them")
+    parser.add_argument("side", nargs="?", choices=SIDES, help="all of them")
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--out", default="bench/results", metavar="DIR")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (options.backend,) if options.backend else BACKENDS:
-        backend = importlib.import_module(f"bench.launch_{name}")
-        text = page(backend, backend.measure(options.repeats))
-        (out / backend.PAGE).write_text(text)
+    for name in (options.side,) if options.side else SIDES:
+        side = importlib.import_module(f"bench.launch_{name}")
+        text = page(side, side.measure(options.repeats))
+        (out / side.PAGE).write_text(text)
         print(text)
     return 0
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from bench.launch import DELTAS, Case, Run, calls, shown, timed
+from bench.launch import DELTAS, OF_A_CALL, Case, Run, calls, shown, timed
 from dfa_kernels.backends.cuda import rules
 from dfa_kernels.backends.cuda.kernels import Kernels
 from dfa_kernels.feedback import Feedback
@@ -27,7 +27,10 @@ NOTHING = Path(__file__).parents[1] / "tests/emulated/nothing.cpp"
 FLAGS = ("-O3",)  # setup.py's
 
 PAGE = "launch_cuda.md"
-ABOUT = "csrc/binding.cpp is compiled by g++ -O3, with launchers that start nothing."
+SUBJECT = "a call of the CUDA backend"
+ABOUT = f"""\
+{OF_A_CALL}
+csrc/binding.cpp is compiled by g++ -O3, with launchers that start nothing."""
 TITLES = ("operation", "δ", "planned in", "µs")
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from bench.launch import DELTAS, Case, calls, shown, timed
+from bench.launch import DELTAS, OF_A_CALL, Case, calls, shown, timed
 
 if TYPE_CHECKING:
     from dfa_kernels.backends.triton.kernels import Kernels
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 VARIABLE = "DFA_KERNELS_TRITON_DELTA"
 
 PAGE = "launch.md"
-ABOUT = """Tables are looked up, as in every step but the first. The kernels are compiled for
-compute capability 9.0 and not run."""
+SUBJECT = "a call of the Triton backend"
+ABOUT = f"""\
+{OF_A_CALL}
+Tables are looked up, as in every step but the first. The kernels are compiled for compute
+capability 9.0 and not run."""
 TITLES = ("operation", "δ", "launches", "ours, µs", "with Triton's own part, µs")
 
 
