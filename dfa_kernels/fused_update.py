@@ -258,7 +258,8 @@ class FusedUpdate(torch.optim.Optimizer):
             rows = self._repeat.rows(records[0], self)
             if rows is not None:
                 self._repeat.step_(records[0], rows)
-                self._stepped(self._repeat.parameters, self._repeat.counts)
+                if self._repeat.counts or self._masters is not None:
+                    self._stepped(self._repeat.parameters, self._repeat.counts)
                 return len(self._repeat.parameters)
         gathered: dict[int, list[Term]] = {}
         for number, record in enumerate(records):

@@ -50,7 +50,8 @@ class Record:
     """One backward pass: what B was, the error (N, E) and the scale of its projections, and of each
     fused layer what ``plans`` says, what it was given and what its f′ is read from (N·k, features).
 
-    ``plans``: the same object where another pass had the same layers; ``parameters``: of all.
+    ``plans``: the same object where another pass had the same layers in the same dtypes, which
+    are by the error's; ``parameters``: of all.
     """
 
     def __init__(

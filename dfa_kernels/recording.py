@@ -221,7 +221,7 @@ class Recording:
         if owner.planned is not None and not torch.compiler.is_compiling():
             chain = owner.planned.follow(self, head, batch, width)
             if chain is not None:
-                known, parameters = owner.planned
+                known, parameters, _ = owner.planned
                 plan = known._replace(error_rows=math.prod(batch))
                 optimizer = owner.optimizer_of(parameters)
                 if optimizer is not None and optimizer.update == "step":
@@ -258,7 +258,9 @@ class Recording:
         matrix, optimizer = owner.feedback_matrix, owner.optimizer_of(parameters)
         if optimizer is not None and optimizer.update == "step":
             if not points and not self.idle and not self.repeats and feedback.values is None:
-                owner.planned = Planned(plan, parameters)
+                every = self.layers if head is None else [*self.layers, head]
+                dtypes = [(fused.inputs.dtype, fused.saved.dtype) for fused in every]
+                owner.planned = Planned(plan, parameters, dtypes)
             return self._deferring(plan, output, optimizer, parameters, chain, outputs)
         rest: list[Tensor | None] = []
         if optimizer is not None:
@@ -360,10 +362,12 @@ class Recording:
 
 class Planned(NamedTuple):
     """What a forward pass of nothing but fused layers was planned to be: most are followed by one
-    that is the same but for its tensors and N."""
+    that is the same but for its tensors and N. ``dtypes``: each layer's, of what it is given and
+    of what its f′ is read from."""
 
     plan: Plan
     parameters: list[Tensor]
+    dtypes: list[tuple[torch.dtype, torch.dtype]]
 
     def lowered(self, dtype: torch.dtype) -> dict[int, Tensor]:
         """Each parameter in ``dtype``, by its id."""
@@ -388,12 +392,14 @@ class Planned(NamedTuple):
             return None
         chain: list[Tensor] = []
         widest = 1
-        for known, fused in zip(plan.layers, layers, strict=True):
+        for known, fused, dtypes in zip(plan.layers, layers, self.dtypes, strict=True):
             name, x, own, saved, activation, weight, bias, versions = fused
             rows, stream = own.shape[:-1], known.stream
             if (name, activation) != (known.name, known.activation) or known.rows != 1:
                 return None
             if rows != batch or (stream == HEAD) != (fused is head):
+                return None
+            if (x.dtype, saved.dtype) != dtypes:
                 return None
             if weight is not parameters[known.weight]:
                 return None

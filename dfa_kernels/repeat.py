@@ -8,7 +8,7 @@ it again after it has compared all that anybody may have changed meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter, is_
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,14 +42,6 @@ def kind(updates: Sequence[LayerUpdate]) -> list[Row]:
     return [tuple(row[1:-1]) for row in rows]
 
 
-def _dtypes(record: Record) -> list[torch.dtype]:
-    """Of its tensors."""
-    return list(map(_dtype, (record.error, *record.inputs, *record.saved)))
-
-
-_dtype = attrgetter("dtype")
-
-
 class Repeat:
     """The step of ``optimizer`` that was taken for ``record``, the only one then, with
     ``updates``."""
@@ -61,7 +53,8 @@ class Repeat:
         self.counts = optimizer._counts_of(record.parameters)
         self._plans, self._feedback = record.plans, record.feedback
         self._known = Repeated.of(updates)
-        self._device, self._dtypes = record.error.device, _dtypes(record)
+        self._device, self._dtype = record.error.device, record.error.dtype
+        self._on_gpu = self._device.type == "cuda"
         self._stepped = updates[0].weight.parameter.dtype
 
         # Whose row each distinct one is, and which of them each parameter has.
@@ -93,7 +86,7 @@ class Repeat:
         if record.plans is not self._plans or record.feedback is not self._feedback:
             return None
         device = self._device
-        if record.error.device != device or _dtypes(record) != self._dtypes:
+        if record.error.device != device or record.error.dtype is not self._dtype:
             return None
         for p, known in zip(record.parameters, self.parameters, strict=True):
             pending = p.grad
@@ -110,18 +103,21 @@ class Repeat:
         masters = optimizer._masters
         if masters is not None and not masters.are_true(self.parameters):
             return None
-        if torch.compiler.is_compiling() or capturing(device):  # to which a step is not one of many
+        if torch.compiler.is_compiling():  # which must see an op
+            return None
+        if self._on_gpu and capturing(device):  # a graph whose replays would count no steps
             return None
         if backends.function("step_", device, self._stepped) is not self._step:
             return None
-        return self._rows_now(optimizer)
-
-    def _rows_now(self, optimizer: FusedUpdate) -> list[Row] | None:
-        """The rows by the groups and counts as they are; None where others share them now."""
         given = [optimizer._row(group) for group in self._groups]
         lasts = optimizer._lasts(self.parameters, self.counts)
         if lasts == self._lasts and given == self._given:
             return self._rows
+        return self._rows_of(given, lasts)
+
+    def _rows_of(self, given: list[tuple[Any, ...]], lasts: list[float]) -> list[Row] | None:
+        """The rows of the groups' numbers and each parameter's last; None where others share them
+        now, or more of them has changed than may."""
         if lasts != [lasts[i] for i in self._owner_of]:
             return None
         rows = []

@@ -2,6 +2,7 @@
 not as it was is seen."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -139,7 +140,7 @@ def test_the_bits_are_those_of_planning_anew(head, shape, rule, followed, repeat
 def test_autocast(head, dtypes, followed):
     made = [trained(lambda: Field(HEADS[head]), plain=p, dtypes=dtypes) for p in (True, False)]
     assert_same(*made)
-    assert followed == [True] * 5
+    assert followed == [a is b for a, b in itertools.pairwise(dtypes)]
 
 
 # What is not as it was --------------------------------------------------------------------------

@@ -482,6 +482,7 @@ def test_a_step_that_a_graph_captures_is_no_repetition(repeated, monkeypatch):
         step(net, optimizer, x, y)
     assert len(repeated) == 2
     monkeypatch.setattr("dfa_kernels.repeat.capturing", lambda _: True)
+    optimizer._repeat._on_gpu = True
     step(net, optimizer, x, y)
     assert len(repeated) == 2
 
