@@ -196,20 +196,22 @@ Compute compute_of(DType x, bool tf32) {
 }
 
 // Whether δ of the step finds room in one launch of `project`; if not, nothing is started.
-bool start_stored(PlainStep& step, const Matrix* matrix, const Where& where, Compute compute,
+bool start_stored(PlainStep& step, const Matrix* matrix, const Where& where, bool tf32,
                   const py::object& scratch) {
     UpdateTable& table = step.table;
     ProjectTable projections;
     StoredDeltas stored(step, projections);
     if (!stored.take(matrix)) return false;
-    const bool large = size_tiles(projections, where, compute);
+    const Compute projected = compute_of(projections.error, tf32);
+    const Compute compute = compute_of(table.x, tf32);
+    const bool large = size_tiles(projections, where, projected);
     const Division division(table, where, compute, false);
     const auto given =
         Scratch::take(scratch, stored.floats() + division.floats, division.counters);
     stored.place(given.floats);
     division.place(table, given.floats + stored.floats(), given.counters);
     launch_on(where, [&] {
-        const Error error = project(projections, compute, large, where.stream);
+        const Error error = project(projections, projected, large, where.stream);
         if (error != kSuccess) return error;
         return update(table, compute, division.large, false, where.stream);
     });
@@ -243,17 +245,19 @@ bool run_plain_step(const py::list& numbers, const py::capsule& exchange, const 
     if (!repeated.is_none()) given = given_of(repeated);
     PlainStep step(table, tensors, codes, columns, repeated.is_none() ? nullptr : &given);
     if (!step.take(updates)) return false;
-    const Compute compute = compute_of(table.x, tf32);
+    // An error of fp32 beside activations of 16 bits is projected in fp32; of others one is wide.
+    const bool differs = table.error != table.x;
+    if (differs && table.error != DType::f32) return false;
     Matrix matrix;
     if (!values.is_none()) {
         if (!tensors.read(values.ptr(), matrix)) return false;
-        return start_stored(step, &matrix, where, compute, scratch);
+        return start_stored(step, &matrix, where, tf32, scratch);
     }
     if (table.distribution == Distribution::matrix) return false;
-    if (step.widest_error() > kFlyError || step.widest_input() > widest_input)
-        return start_stored(step, nullptr, where, compute, scratch);
+    if (differs || step.widest_error() > kFlyError || step.widest_input() > widest_input)
+        return start_stored(step, nullptr, where, tf32, scratch);
     step.fly();
-    start_update(table, where, compute, true, scratch);
+    start_update(table, where, compute_of(table.x, tf32), true, scratch);
     return true;
 }
 

@@ -43,7 +43,6 @@ class PlainStep {
             if (!layer(PyList_GET_ITEM(updates.ptr(), table.layers), table.layer[table.layers]))
                 return false;
         }
-        table.error = table.x;
         if (!known_state_) table.state = table.parameter;
         if (!known_copy_) table.copy = table.parameter;
         return true;
@@ -171,7 +170,7 @@ class PlainStep {
         Matrix error, x, saved;
         if (!error_.read(tensors_, from[0], error) || !output_.read(tensors_, from[1], x) ||
             !output_.read(tensors_, from[2], saved) ||
-            !same(known_x_, table.x, x.type) || error.type != x.type)
+            !same(known_x_, table.x, x.type) || !same(known_error_, table.error, error.type))
             return false;
         scale[segments_] = PyFloat_AsDouble(PyTuple_GET_ITEM(term, 1));
         const long stream = PyLong_AsLong(PyTuple_GET_ITEM(record, 3));
@@ -224,7 +223,7 @@ class PlainStep {
     PyObject* hyper_[kUpdateRows];
     int rows_ = 0, segments_ = 0;
     bool in_memory_ = false;
-    bool known_x_ = false, known_parameter_ = false, known_state_ = false, known_copy_ = false;
+    bool known_x_ = false, known_error_ = false, known_parameter_ = false, known_state_ = false, known_copy_ = false;
 };
 
 }  // namespace dfa

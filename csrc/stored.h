@@ -20,13 +20,15 @@ class StoredDeltas {
 
     // Whether the table holds them all. `matrix`: a user's B, or null.
     bool take(const Matrix* matrix) {
-        if (matrix != nullptr && (matrix->type != update_.x || matrix->stride != matrix->columns))
+        project_.error = update_.error;
+        project_.out = update_.x;
+        if (matrix != nullptr &&
+            (matrix->type != project_.error || matrix->stride != matrix->columns))
             return false;
         project_.matrix = matrix == nullptr ? nullptr : matrix->data;
         project_.matrix_columns = matrix == nullptr ? 0 : matrix->columns;
         project_.seed = update_.seed;
         project_.distribution = update_.distribution;
-        project_.error = project_.out = update_.x;
         project_.groups = 0;
         if (!group(matrix)) return false;
         int targets = 0;
@@ -67,6 +69,7 @@ class StoredDeltas {
                 const Segment& s = update_.segment[i];
                 const bool head = s.stream == kHead;
                 if (head && s.activation == Activation::identity && s.repeat == 1 &&
+                    project_.error == update_.x &&
                     whole(s.error, s.error_stride, s.error_width, update_.x)) {
                     group_[i] = kItself;
                     continue;
@@ -101,7 +104,7 @@ class StoredDeltas {
         g.error_width = s.error_width;
         g.stream = s.stream;
         g.scale = s.stream == kHead ? 1.0f : static_cast<float>(scale);
-        g.aligned = whole(s.error, s.error_stride, s.error_width, update_.x);
+        g.aligned = whole(s.error, s.error_stride, s.error_width, project_.error);
     }
 
     // Turns a segment into one that reads δ, and its group's next target into what makes it.

@@ -1,6 +1,7 @@
 """What csrc/plain.h plans is what dfa_kernels/backends/grouped would have launched, bit for bit."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +110,23 @@ def test_low_precision_copies(copied, how, delta):
     check_step("adamw", lambda: updates("adamw", torch.bfloat16, copied=copied))
 
 
+@pytest.mark.parametrize("how", [ON_THE_FLY, STORED])
+@pytest.mark.parametrize("own", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [10, 16])
+@pytest.mark.parametrize("rule", RULES)
+def test_an_error_of_fp32_beside_activations_of_16_bits(rule, width, own, how, delta):
+    """A loss in fp32 of outputs that were widened. 16: where an error of 16 bits were the head's
+    δ itself."""
+    delta(how)
+    check_step(rule, lambda: with_errors(torch.float32, own, rule, width))
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_it_is_projected_in_what_torchs_own_products_are(tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=tf32))
+    check_step("sgd", lambda: with_errors(torch.float32, torch.bfloat16))
+
+
 def test_no_momentum_has_no_state():
     def given():
         made = updates("sgd")
@@ -191,6 +209,9 @@ def test_rows_that_are_not_plain(nothing, change, where):
 def test_a_matrix_of_the_user():
     matrix = torch.randn(10, 25, generator=torch.Generator().manual_seed(2))
     check_step("sgd", lambda: updates("sgd"), Feedback.from_matrix(matrix))
+    check_step(
+        "sgd", lambda: with_errors(torch.float32, torch.bfloat16), Feedback.from_matrix(matrix)
+    )
 
 
 @pytest.mark.parametrize("how", [ON_THE_FLY, STORED])
@@ -276,6 +297,22 @@ def test_repeated_steps(rule, dtype, how, delta):
     assert seen.asked == [True, True]
     assert all(map(torch.equal, tensors(ours), tensors(wanted)))
     assert not any(map(torch.equal, before, tensors(ours)))
+
+
+def test_a_repeated_step_of_an_error_of_fp32():
+    ours, wanted = (updates("adamw", torch.bfloat16) for _ in range(2))
+    seen = Seen(emulator.core())
+    prepared, later = numbers(once(ours, 2), "adamw")
+    run = Kernels(seen).repeated(SEEDED, "adamw", prepared)
+    error, inputs, saved = given_of(once(ours, 3))
+    error = error.float() * (1 + 2**-9 + 2**-14)
+    run(error, inputs, saved, later)
+    made = Repeated.of(numbers(once(wanted, 2), "adamw")[0])
+    Kernels(Seen(emulator.core(), False)).step_(
+        SEEDED, "adamw", made.whole(error, inputs, saved, later)
+    )
+    assert seen.asked == [True]
+    assert all(map(torch.equal, tensors(ours), tensors(wanted)))
 
 
 def test_a_repeated_step_of_tensors_that_are_not_plain_is_left_to_python():
@@ -368,10 +405,12 @@ def transposed(t):
     return t.T.contiguous().T if t.dim() == 2 else t
 
 
-def with_errors(dtype):
+def with_errors(dtype, own=torch.float32, rule="sgd", width=10):
     """Errors of another dtype than the activations."""
-    made = updates("sgd")
-    terms = [[s._replace(error=s.error.to(dtype)) for s in u.segments] for u in made]
+    made = updates(rule, own, width)
+    # Of more digits than 16 bits, or tf32, have.
+    error = (made[0].segments[0].error.double() * (1 + 2**-9 + 2**-14)).to(dtype)
+    terms = [[s._replace(error=error) for s in u.segments] for u in made]
     return [u._replace(segments=t) for u, t in zip(made, terms, strict=True)]
 
 
@@ -380,10 +419,22 @@ def with_errors(dtype):
     [
         (lambda: updates("sgd", change=transposed), Feedback()),
         (lambda: with_errors(torch.float16), Feedback()),
+        (lambda: with_errors(torch.bfloat16, torch.float16), Feedback()),
+        (
+            lambda: with_errors(torch.float32, torch.float16),
+            Feedback.from_matrix(torch.randn(10, 25, dtype=torch.float16)),
+        ),
         (lambda: updates("sgd"), Feedback.from_matrix(torch.randn(10, 25, dtype=torch.float64))),
         (lambda: updates("sgd"), Feedback.from_matrix(torch.randn(25, 10).T)),
     ],
-    ids=["transposed", "an error of another dtype", "a matrix of another", "a matrix transposed"],
+    ids=[
+        "transposed",
+        "an error of less",
+        "an error of another 16 bits",
+        "a matrix of less",
+        "a matrix of another",
+        "a matrix transposed",
+    ],
 )
 def test_what_is_not_plain_is_left_to_python(nothing, given, feedback):
     given, seen = given(), Seen(nothing)

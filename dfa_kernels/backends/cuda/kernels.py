@@ -1,7 +1,7 @@
 """The grouped backend with the kernels of csrc/.
 
-What is made of plain tensors of one dtype, as most steps are, is planned by csrc/plain.h in
-microseconds; whatever else there is, and all that must be refused, by dfa_kernels/backends/grouped.
+What is made of plain tensors, as most steps are, is planned by csrc/plain.h in microseconds;
+whatever else there is, and all that must be refused, by dfa_kernels/backends/grouped.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Kernels(backend.Kernels):
         if repeated is not None:
             full = repeated[0].dtype is torch.float32
         else:
-            full = bool(segments) and segments[0].layer.inputs.dtype is torch.float32
+            full = bool(segments) and segments[0].error.dtype is torch.float32
         ordinal, multiprocessors = rules.device_of(device)
         stream = stream_of(device, ordinal)
         numbers = [
