@@ -96,6 +96,69 @@ def test_the_steps_are_the_references_steps(case):
     close(ours, theirs)
 
 
+AUTOCAST = None, torch.bfloat16
+
+
+def trained(backend, optimizer_of, net, dtype, steps=5):
+    """By a rate that is another from the fourth step on."""
+    optimizer, (x, y) = optimizer_of(net), batch()
+    for i in range(steps):
+        if i == 3:
+            optimizer.param_groups[0]["lr"] *= 0.5
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype is not None):
+            loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        with use(backend):
+            optimizer.step()
+        optimizer.zero_grad()
+    return list(net.parameters())
+
+
+@over(itertools.product(BACKENDS, OPTIMIZERS, AUTOCAST))
+def test_steps_that_repeat_the_last_one_have_the_bits_of_others(case):
+    backend, rule, dtype = case
+
+    def planned_anew(net):
+        optimizer = OPTIMIZERS[rule](net)
+        optimizer._remember = lambda *_: None
+        return optimizer
+
+    ours = trained(backend, OPTIMIZERS[rule], network(), dtype)
+    assert all(map(torch.equal, ours, trained(backend, planned_anew, network(), dtype)))
+
+
+@over(itertools.product(BACKENDS, AUTOCAST))
+def test_the_short_way_has_the_general_ways_bits(case):
+    backend, dtype = case
+    general = network()
+    general.module.register_forward_hook(lambda *_: None)
+    ours = trained(backend, OPTIMIZERS["adamw"], network(), dtype)
+    assert all(map(torch.equal, ours, trained(backend, OPTIMIZERS["adamw"], general, dtype)))
+
+
+@over(OPTIMIZERS)
+def test_torchs_fused_step_of_the_rest_is_its_usual_one(case):
+    """And where once a fused layer's own weight is among it, whose count is on the host."""
+
+    def mixed():
+        net = network()
+        net.module.append(nn.Linear(10, 10, device=DEVICE))
+        return dfa.DFA(net.module)
+
+    nets = [mixed(), mixed()]
+    x, y = batch()
+    for net, how in zip(nets, ({"fused": True}, {}), strict=True):
+        optimizer = OPTIMIZERS[case](net, **how)
+        for i in range(4):
+            loss = F.cross_entropy(net(x), y)
+            if i == 2:
+                loss = loss + net.module[0].weight.square().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    close(*nets)
+
+
 @over(itertools.product(BACKENDS, UPDATES))
 @on_gpu
 def test_a_graph_of_a_whole_step_replays_eager_steps(case):
