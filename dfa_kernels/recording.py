@@ -436,6 +436,10 @@ class Replay(Recording):
         here = [replay for owner in owners if (replay := Replay.of(owner))]
         return next((replay for replay in here if replay.owner.name_of(layer)), None)
 
+    def lowered(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of one layer alone, and by autocast itself."""
+        return parameter.detach()
+
     def point(self, name: str, output: Tensor) -> Tensor:
         return output.detach()
 

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import dfa_kernels as dfa
@@ -407,6 +408,21 @@ def test_each_cast_is_let_go_when_it_is_used():
         optimizer.step()
         optimizer.zero_grad()
     assert left[-1] == 0 and max(left) == 5  # of seven
+
+
+def test_what_checkpointing_runs_again_casts_no_other_layers(monkeypatch):
+    class Checkpointed(Field):
+        def forward(self, x):
+            run = torch.utils.checkpoint.checkpoint
+            h = run(self.first, x, use_reentrant=False)
+            h = run(self.second, h, use_reentrant=False)
+            return self.head(self.fourth(torch.cat((h, x), dim=-1)))
+
+    casts, lowered = [], Planned.lowered
+    monkeypatch.setattr(Planned, "lowered", lambda *given: casts.append(1) or lowered(*given))
+    dtypes = [torch.bfloat16] * 6
+    assert_same(*[trained(Checkpointed, plain=plain, dtypes=dtypes) for plain in (True, False)])
+    assert len(casts) == 5  # one for each forward pass but the first
 
 
 def test_a_cast_of_another_dtype_is_not_used():

@@ -96,6 +96,7 @@ class ByWork:
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
         work = 0.0
         for weight, _, segments in updates:
+            once = 0.0
             for segment in segments:
                 each, once = _cost(segment.layer, _bytes(weight), weight.parameter.device)
                 work += each * segment.layer.inputs.shape[0]
@@ -115,7 +116,7 @@ class ByWork:
             each, once = _cost(layer, _bytes(weight), weight.parameter.device)
             each_row += each * layer.rows
             at_once += once
-        most, known = (HOST - at_once) / each_row, Repeated.of(updates)
+        most, known = (HOST - at_once) / max(each_row, 1e-30), Repeated.of(updates)
 
         def run(error: Tensor, *given: Any) -> None:
             if error.shape[0] < most:
