@@ -413,10 +413,11 @@ def test_each_cast_is_let_go_when_it_is_used():
 def test_what_checkpointing_runs_again_casts_no_other_layers(monkeypatch):
     class Checkpointed(Field):
         def forward(self, x):
-            run = torch.utils.checkpoint.checkpoint
-            h = run(self.first, x, use_reentrant=False)
-            h = run(self.second, h, use_reentrant=False)
-            return self.head(self.fourth(torch.cat((h, x), dim=-1)))
+            h = torch.cat((self.second(self.first(x)), x), dim=-1)
+            return torch.utils.checkpoint.checkpoint(self.above, h, use_reentrant=False)
+
+        def above(self, h):
+            return self.head(self.fourth(h))
 
     casts, lowered = [], Planned.lowered
     monkeypatch.setattr(Planned, "lowered", lambda *given: casts.append(1) or lowered(*given))
