@@ -48,6 +48,7 @@ PARTS = {
     "small-graph": Part("Small MLP, graphs", "bench.gpu.steps:small_graph", 20, 45),
     "nerf": Part("NeRF's MLP, autocast", "bench.gpu.steps:field", 20, 45),
     "launch": Part("Host time of a call", "bench.launch:on_device", 5, 20),
+    "choice": Part("Triton or CUDA", "bench.gpu.choice:measure", 10, 30),
     "epilogue": Part("ReLU in the product", "bench.gpu.epilogue:measure", 5, 15),
     "reference": Part("Operations", "bench.gpu.kernels:against_reference", 15, 45),
     "large-bf16": Part("Large MLP, bf16", "bench.gpu.steps:large_bf16", 20, 60),

@@ -94,14 +94,7 @@ class ByWork:
         return self._by(work).gradients(error, feedback, scale, layers, dtype)
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
-        work = 0.0
-        for weight, _, segments in updates:
-            once = 0.0
-            for segment in segments:
-                each, once = _cost(segment.layer, _bytes(weight), weight.parameter.device)
-                work += each * segment.layer.inputs.shape[0]
-            work += once
-        self._by(work).step_(feedback, rule, updates)
+        self._by(work_of(updates)).step_(feedback, rule, updates)
 
     def repeated(
         self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
@@ -128,6 +121,18 @@ class ByWork:
 
     def _by(self, work: float) -> Any:
         return self._light if work < HOST else self._heavy
+
+
+def work_of(updates: Sequence[LayerUpdate]) -> float:
+    """Seconds of a device's for a step."""
+    work = 0.0
+    for weight, _, segments in updates:
+        once = 0.0
+        for segment in segments:
+            each, once = _cost(segment.layer, _bytes(weight), weight.parameter.device)
+            work += each * segment.layer.inputs.shape[0]
+        work += once
+    return work
 
 
 def _bytes(update: Update) -> int:
