@@ -40,6 +40,10 @@ No GPU: neither the driver's launches nor a device's time are in these."""
 TITLES = ("network", "precision", "step", "kernels", "µs", "of ours")
 
 
+#: Of `Nothing`, while it is registered.
+NAME = "launches-nothing"
+
+
 class Nothing(CUDA):
     """The CUDA backend, which starts nothing, on CPU tensors."""
 
@@ -67,29 +71,36 @@ CONTESTANTS = {
 
 def measure(repeats: int) -> list[tuple[str, ...]]:
     """The rows."""
-    name = "launches-nothing"
-    if name not in backends.available("cpu"):
-        backends.register(name, Nothing())
+    backends.register(NAME, Nothing())
+    try:
+        with (
+            backends.use(NAME),
+            mock.patch.object(rules, "device_of", lambda _: rules.Device(0, 132)),
+        ):
+            return _measure(repeats)
+    finally:
+        backends.unregister(NAME)
+
+
+def _measure(repeats: int) -> list[tuple[str, ...]]:
     made = []
-    on_gpu = mock.patch.object(rules, "device_of", lambda _: rules.Device(0, 132))
-    with backends.use(name), on_gpu:
-        for network, task in TASKS.items():
-            for precision in PRECISIONS:
-                setting = Setting(torch.device("cpu"), precision, "adamw")
-                steps = {who: c.make(task, setting).run for who, c in CONTESTANTS.items()}
-                kernels = [_kernels(steps[who], c.own) for who, c in CONTESTANTS.items()]
-                times = timed([Run(who, "", {}, step) for who, step in steps.items()], repeats)
-                made += [
-                    (
-                        network,
-                        precision,
-                        who,
-                        count,
-                        shown(took),
-                        f"{took.median / times[0].median:.2f}",
-                    )
-                    for who, count, took in zip(steps, kernels, times, strict=True)
-                ]
+    for network, task in TASKS.items():
+        for precision in PRECISIONS:
+            setting = Setting(torch.device("cpu"), precision, "adamw")
+            steps = {who: c.make(task, setting).run for who, c in CONTESTANTS.items()}
+            kernels = [_kernels(steps[who], c.own) for who, c in CONTESTANTS.items()]
+            times = timed([Run(who, "", {}, step) for who, step in steps.items()], repeats)
+            made += [
+                (
+                    network,
+                    precision,
+                    who,
+                    count,
+                    shown(took),
+                    f"{took.median / times[0].median:.2f}",
+                )
+                for who, count, took in zip(steps, kernels, times, strict=True)
+            ]
     return made
 
 

@@ -1,17 +1,15 @@
 """What `bench.launch` times: the whole host side of a launch, where nothing is started."""
 
 import os
-import re
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 
-from bench import launch, launch_step, launch_triton
+from bench import launch, launch_triton
 from dfa_kernels.backends.triton import table
 from dfa_kernels.feedback import Feedback
-from dfa_kernels.throughput.networks import MLP
 
 CPU = torch.device("cpu")
 WRITTEN = table._written  # `without_device` replaces it
@@ -64,32 +62,3 @@ def test_turns_give_every_run_its_repeats(monkeypatch):
     assert "".join(seen[:: 20 + 3]) == "ab" * 10
     assert os.environ["HOW"] == "before"
     assert min(first.median, second.median) > 0
-
-
-@pytest.mark.parametrize("precision", launch_step.PRECISIONS)
-def test_a_whole_step_is_timed_beside_its_rival(precision, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch_step, "TASKS", {"two layers": MLP(3, 4, 2, 5, 6)})
-    monkeypatch.setattr(launch_step, "PRECISIONS", (precision,))
-    rivals = {who: c for who, c in launch_step.CONTESTANTS.items() if "compile" not in who}
-    monkeypatch.setattr(launch_step, "CONTESTANTS", rivals)
-    assert launch.main(["step", "--repeats", "2", "--out", str(tmp_path)]) == 0
-    page = (tmp_path / "launch_step.md").read_text()
-    rows = re.findall(r"^\| two layers \| (\S+) \| (.+?) \| (\d+) \| ([\d.]+)", page, re.MULTILINE)
-    assert [(how, who) for how, who, *_ in rows] == [
-        (precision, "ours"), (precision, "eager backpropagation"),
-    ]  # fmt: skip
-    ours, theirs = (int(kernels) for *_, kernels, _ in rows)
-    # Ours: products and activations (5), loss (2), its backward (2) from a one, a count, `update`;
-    # cast are the weights at once, the input, the logits and their gradient.
-    assert ours == 5 + 2 + 3 + 1 + 1 + (4 if precision == "autocast" else 0)
-    assert theirs > ours
-    assert all(float(us) > 0 for *_, us in rows)
-
-
-def test_what_computes_nothing_is_not_counted():
-    with launch_step.Counting() as counting:
-        x = torch.empty(3, 4)
-        x.t(), x.view(12), x.detach(), x[0], x.new_empty(2)
-        assert counting.count == 0
-        x.add_(1), x + x, torch._foreach_add_([x, x], 1)
-    assert counting.count == 3
