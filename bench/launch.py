@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ from bench.gpu.build import cuda_backend
 from bench.gpu.promises import network, updates_of
 from bench.gpu.rows import Spread, fact, spread
 from dfa_kernels import backends, ops
-from dfa_kernels.backends.contract import Layer, LayerUpdate
+from dfa_kernels.backends.contract import Layer, LayerUpdate, distinct_rows
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.throughput import environment
 from dfa_kernels.throughput.timing import host, kernel
@@ -63,14 +64,23 @@ class Run(NamedTuple):
 
 
 def calls(kernels: Any, case: Case, variable: str) -> list[Run]:
-    """A step and gradients by ``kernels``, with either δ, which ``variable`` chooses."""
+    """A step and gradients by ``kernels``, with either δ, which ``variable`` chooses; and a step
+    that repeats the last one with the next count, where they prepare such."""
     feedback = Feedback()
-    runs = {
+    runs: dict[str, Callable[[], object]] = {
         "step_ (AdamW)": lambda: kernels.step_(feedback, "adamw", case.updates),
         "gradients": lambda: kernels.gradients(
             case.error, feedback, 0.1, case.layers, torch.bfloat16
         ),
     }
+    if hasattr(kernels, "repeated"):
+        repeated = kernels.repeated(feedback, "adamw", case.updates)
+        ((*row, _),), _ = distinct_rows(case.updates)
+        counts = itertools.count(4.0)
+        inputs, saved = zip(*[layer[:2] for layer in case.layers], strict=True)
+        runs["step_ (AdamW), repeated"] = lambda: repeated(
+            case.error, inputs, saved, [(*row, next(counts))]
+        )
     return [Run(name, d, {variable: d}, call) for d in DELTAS for name, call in runs.items()]
 
 

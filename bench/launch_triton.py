@@ -109,6 +109,12 @@ def without_device(with_triton: bool) -> Iterator[Kernels]:
         def run(self, launches: Any, device: torch.device) -> None:
             super().run([self._changed(launch) for launch in launches], cuda)
 
+        def first(self, launches: Any, device: torch.device) -> Any:
+            return super().first([self._changed(launch) for launch in launches], cuda)
+
+        def again(self, every: Any, hyper: Any, device: torch.device) -> None:
+            super().again(every, hyper, cuda)
+
         def _changed(self, launch: Launch) -> Launch:
             return launch if with_triton else launch._replace(kernel=nothing)
 

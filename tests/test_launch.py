@@ -49,7 +49,7 @@ def test_it_is_measured_and_written(monkeypatch, tmp_path, capsys):
     page = (tmp_path / "launch.md").read_text()
     assert page in capsys.readouterr().out
     rows = [line for line in page.splitlines() if line.startswith(("| step_", "| gradients"))]
-    assert len(rows) == 4
+    assert len(rows) == 6
     assert [row.split("|")[3].strip() for row in rows] == ["1", "1", "2", "2"]
 
 

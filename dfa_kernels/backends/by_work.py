@@ -1,10 +1,10 @@
 """Two backends as one: light calls by the one that launches in microseconds, others by the other.
 
 Between small layers the GPU waits for the host, and there a backend wins whose call takes the host
-less. `HOST` is what a call of Triton's takes it more than one of CUDA's (bench/results/launch.md
-and launch_cuda.md): where CUDA's kernels take no longer than that, they are done before Triton's
-have begun. Which kernels are the faster beyond it no GPU has measured yet; Triton's use Hopper's
-own instructions.
+less. `HOST` is what a call of Triton's takes it more than one of CUDA's, `AGAIN` what a step does
+that repeats another (bench/results/launch.md and launch_cuda.md): where CUDA's kernels take no
+longer than that, they are done before Triton's have begun. Which kernels are the faster beyond it
+no GPU has measured yet; Triton's use Hopper's own instructions.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dfa_kernels.backends.contract import Layer, LayerUpdate, Point, Repeated, Update
+from dfa_kernels.backends.contract import Layer, LayerUpdate, Point, Update
 from dfa_kernels.backends.cuda import rules
 from dfa_kernels.feedback import Feedback
 
 #: Seconds.
-HOST = 200e-6
+HOST, AGAIN = 180e-6, 25e-6
 
 
 class Rates(NamedTuple):
@@ -64,9 +64,11 @@ class ByWork:
     def describe(self) -> str:
         """One line for ``dfa-kernels info``."""
         light, heavy = self._names
+        whole, again = (f"{seconds * 1e6:.0f} µs" for seconds in (HOST, AGAIN))
         return (
-            f"{light} for calls of less than {HOST * 1e6:.0f} µs of a device's work, as many as it "
-            f"saves the host; {heavy} for others (counted, not timed on a GPU)"
+            f"{light} for calls of less than {whole} of a device's work ({again} where a step "
+            f"repeats the last), which is what it saves the host; {heavy} for others (counted, not "
+            "timed on a GPU)"
         )
 
     def project(
@@ -100,22 +102,20 @@ class ByWork:
         self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
     ) -> Callable[..., None] | None:
         """By the one that the rows of the error ask for at each run."""
-        prepare = getattr(self._light, "repeated", None)
-        light = prepare and prepare(feedback, rule, updates)
-        if light is None:
+        light, heavy = (
+            backend.repeated(feedback, rule, updates) for backend in (self._light, self._heavy)
+        )
+        if light is None or heavy is None:
             return None
         each_row = at_once = 0.0
         for weight, _, ((_, _, layer),) in updates:
             each, once = _cost(layer, _bytes(weight), weight.parameter.device)
             each_row += each * layer.rows
             at_once += once
-        most, known = (HOST - at_once) / max(each_row, 1e-30), Repeated.of(updates)
+        most = (AGAIN - at_once) / max(each_row, 1e-30)
 
         def run(error: Tensor, *given: Any) -> None:
-            if error.shape[0] < most:
-                light(error, *given)
-            else:
-                self._heavy.step_(feedback, rule, known.whole(error, *given))
+            (light if error.shape[0] < most else heavy)(error, *given)
 
         return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,13 @@ from dfa_kernels.backends.grouped.hyper import COLUMNS
 from dfa_kernels.backends.grouped.layout import aligned, as_rows, check, fits, padded
 from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
 from dfa_kernels.feedback import Feedback
+
+#: Memory of a shape, for δ beside the outputs that are given.
+Allocate = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+def _new(like: Tensor, shape: tuple[int, int]) -> Tensor:
+    return like.new_empty(shape)
 
 
 class Kernels:
@@ -66,6 +73,14 @@ class Kernels:
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
         copied: list[tuple[Tensor, Tensor]] = []
+        self._run(feedback, rule, self._wanted(updates, copied))
+        for original, changed in reversed(copied):
+            original.copy_(changed)
+
+    def _wanted(
+        self, updates: Sequence[LayerUpdate], copied: list[tuple[Tensor, Tensor]]
+    ) -> list[_Wanted]:
+        """The updates as the kernels take them; ``copied``: what must go back to where it was."""
         grouped = []
         for weight, bias, segments in updates:
             _check(weight)
@@ -75,23 +90,39 @@ class Kernels:
                 weight, bias = _alike(weight, bias, copied)
             own = None if bias is None else _in_rows(bias, copied)
             grouped.append(_Wanted(_in_rows(weight, copied), own, segments))
-        self._run(feedback, rule, grouped)
-        for original, changed in reversed(copied):
-            original.copy_(changed)
+        return grouped
 
     def _run(self, feedback: Feedback, rule: str, wanted: Sequence[_Wanted]) -> None:
-        if not wanted:
-            return
+        if wanted:
+            planned = self._plan(feedback, rule, wanted)
+            self._launcher.run(planned.launches, wanted[0].weight.parameter.device)
+
+    def _plan(
+        self,
+        feedback: Feedback,
+        rule: str,
+        wanted: Sequence[_Wanted],
+        allocate: Allocate = _new,
+    ) -> Planned:
+        """Launches of `project`, if δ is stored, and of `update`."""
         device = wanted[0].weight.parameter.device
         known = self._rules.device_of(device)
-        deltas = _Deltas(self._rules, feedback, wanted)
+        deltas = _Deltas(self._rules, feedback, wanted, allocate)
         grouped = [
             Grouped(weight, bias, [deltas.term(s) for s in segments])
             for weight, bias, segments in wanted
         ]
         launches = self._project.launches(deltas.groups(), feedback, known)
         launches += self._update.launches(rule, feedback, grouped, known)
-        self._launcher.run(launches, device)
+        return Planned(launches, deltas.groups(), grouped)
+
+
+class Planned(NamedTuple):
+    """Launches, and what their addresses belong to: to be held until they have been started."""
+
+    launches: list[Any]
+    projected: list[Group]
+    grouped: list[Grouped]
 
 
 class _Wanted(NamedTuple):
@@ -178,7 +209,14 @@ class _Deltas:
     """Where every segment's δ comes from: stored by `project`, made on the fly by `update`, or, at
     the error point, the error itself."""
 
-    def __init__(self, rules: Any, feedback: Feedback, wanted: Sequence[_Wanted]) -> None:
+    def __init__(
+        self,
+        rules: Any,
+        feedback: Feedback,
+        wanted: Sequence[_Wanted],
+        allocate: Allocate,
+    ) -> None:
+        self._allocate = allocate
         segments = [s for w in wanted for s in w.segments]
         self._fly = feedback.values is None and rules.on_the_fly(
             max((s.error.shape[1] for s in segments), default=1),
@@ -206,7 +244,7 @@ class _Deltas:
         if itself and aligned(error):
             return Term(x, error)
         width = saved.shape[1]
-        delta = saved.new_empty((saved.shape[0], padded(width, saved.dtype)))
+        delta = self._allocate(saved, (saved.shape[0], padded(width, saved.dtype)))
         key = (id(given), scale, stream)
         self._targets.setdefault(key, []).append(Target(delta, width, rows, saved, activation))
         return Term(x, delta)

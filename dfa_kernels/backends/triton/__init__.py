@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +61,11 @@ class Triton:
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
         self._kernels.step_(feedback, rule, updates)
+
+    def repeated(
+        self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
+    ) -> Callable[..., None] | None:
+        return self._kernels.repeated(feedback, rule, updates)
 
     @functools.cached_property
     def _kernels(self) -> Kernels:

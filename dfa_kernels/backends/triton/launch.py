@@ -37,6 +37,13 @@ class Launch(NamedTuple):
     trial: tuning.Trial | None = None
 
 
+class Ready(NamedTuple):
+    """A launch whose kernel is compiled, and its table on the device."""
+
+    launch: Launch
+    table: Tensor
+
+
 class Launcher:
     """Runs launches in their order, on the current stream of a device."""
 
@@ -54,28 +61,57 @@ class Launcher:
             what Triton raises where a kernel cannot be compiled or started; nothing has been
             changed then by a launch that comes after.
         """
-        ready = [(launch, self._arguments(launch, device)) for launch in launches if launch.grid]
-        if device.type == "cuda":
-            triton.set_allocator(_allocate)
-            for launch, arguments in ready:
-                self._compile(launch, arguments)
-        for launch, arguments in ready:
+        for ready, arguments in self._compiled_ones(launches, device):
+            launch = ready.launch
             if launch.trial is None:
                 launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
             else:
                 prepare = functools.partial(self._prepared, device)
                 prepare(tuning.fastest(launch, device, prepare))()
 
+    def first(self, launches: Sequence[Launch], device: torch.device) -> list[Ready]:
+        """`run` launches without trials, to start them `again`."""
+        every = self._compiled_ones(launches, device)
+        for (launch, _), arguments in every:
+            launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
+        return [ready for ready, _ in every]
+
+    def again(self, every: Sequence[Ready], hyper: tuple[float, ...], device: torch.device) -> None:
+        """Start them with other hyperparameters, on the stream that they were made ready on."""
+        if device.type == "cuda":
+            triton.set_allocator(_allocate)
+        for launch, table in every:
+            if launch.hyper is not None:
+                padding = len(launch.hyper) - len(hyper)
+                launch = launch._replace(hyper=hyper + (0.0,) * padding)
+            arguments = self._arguments(Ready(launch, table), device)
+            launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
+
+    def _compiled_ones(
+        self, launches: Sequence[Launch], device: torch.device
+    ) -> list[tuple[Ready, tuple]]:
+        """Those that have programs, with their arguments."""
+        every = [self._ready(launch, device) for launch in launches if launch.grid]
+        made = [(ready, self._arguments(ready, device)) for ready in every]
+        if device.type == "cuda":
+            triton.set_allocator(_allocate)
+            for (launch, _), arguments in made:
+                self._compile(launch, arguments)
+        return made
+
+    def _ready(self, launch: Launch, device: torch.device) -> Ready:
+        return Ready(launch, self._tables.get(launch.table, device))
+
     def _prepared(self, device: torch.device, launch: Launch) -> Callable[[], None]:
         """Starts it, compiled."""
-        arguments = self._arguments(launch, device)
+        arguments = self._arguments(self._ready(launch, device), device)
         if device.type == "cuda":
             self._compile(launch, arguments)
         start = launch.kernel[(launch.grid,)]
         return functools.partial(start, *arguments, launch.constants, **launch.options)
 
-    def _arguments(self, launch: Launch, device: torch.device) -> tuple:
-        table = self._tables.get(launch.table, device)
+    def _arguments(self, ready: Ready, device: torch.device) -> tuple:
+        launch, table = ready
         if launch.hyper is None or launch.split is None:
             return (table,)
         return (table, launch.hyper, *self._scratch(launch.split, device))

@@ -1,0 +1,139 @@
+"""A step that repeats the last one, without its plan: see `repeated` of `contract.Backend`.
+
+A training loop's tensors lie where those of the step before lay, for the allocator gives the same
+memory out again. Where all of them do, the launches are the same but for the hyperparameters, which
+are parameters of the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfa_kernels.backends.contract import LayerUpdate, Repeated
+from dfa_kernels.backends.grouped.hyper import columns
+from dfa_kernels.backends.grouped.layout import as_rows, padded
+from dfa_kernels.backends.triton import rules, tuning
+from dfa_kernels.backends.triton.launch import Ready
+from dfa_kernels.capturable import capturing
+from dfa_kernels.feedback import Feedback
+
+if TYPE_CHECKING:
+    from dfa_kernels.backends.triton.kernels import Kernels
+
+Row = tuple[float, ...]
+
+
+class Planned(NamedTuple):
+    """The launches of a step, and the bytes for the δ that they store: how many, and where."""
+
+    ready: list[Ready]
+    size: int
+    address: int
+
+
+class Arena:
+    """Memory for all δ of a step, one after the other: the allocator is asked once, and where it
+    gives the same address, all δ lie where they lay. ``buffer``: what it gave, or None, where what
+    ``saved`` is beside needs it first."""
+
+    APART = 256  # bytes that δ begins at multiples of
+
+    def __init__(self, saved: Sequence[Tensor], buffer: Tensor | None) -> None:
+        self._saved, self.buffer, self._at = saved, buffer, 0
+
+    def __call__(self, like: Tensor, shape: tuple[int, int]) -> Tensor:
+        if self.buffer is None:
+            most = sum(
+                self._whole(h.shape[0] * padded(h.shape[1], h.dtype), h) for h in self._saved
+            )
+            self.buffer = like.new_empty(most, dtype=torch.uint8)
+        start, elements = self._at, shape[0] * shape[1]
+        self._at += self._whole(elements, like)
+        made = self.buffer[start : start + elements * like.itemsize]
+        return made.view(like.dtype).view(shape)
+
+    def _whole(self, elements: int, like: Tensor) -> int:
+        return -(-elements * like.itemsize // self.APART) * self.APART
+
+
+class RepeatedStep:
+    """`Kernels.step_` of updates of one segment each, planned once for every set of addresses."""
+
+    #: Of which so many are kept: a loop has one or two, and a last batch another.
+    LIMIT = 8
+
+    def __init__(
+        self, kernels: Kernels, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]
+    ) -> None:
+        self._kernels, self._feedback, self._rule = kernels, feedback, rule
+        self._known = Repeated.of(updates)
+        applied = [u for weight, bias, _ in updates for u in (weight, bias) if u is not None]
+        self._own = [u.parameter for u in applied]
+        self._beside = [t for u in applied for t in (*u.states, u.copy) if t is not None]
+        self._planned: OrderedDict[tuple, Planned] = OrderedDict()
+
+    def __call__(
+        self, error: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor], rows: Sequence[Row]
+    ) -> None:
+        device = error.device
+        if tuning.ENABLED or capturing(device):
+            whole = self._known.whole(error, inputs, saved, rows)
+            self._kernels.step_(self._feedback, self._rule, whole)
+            return
+        made = [columns(self._rule, tuple(row)) for row in rows]
+        key = self._key(error, inputs, saved, made)
+        planned, buffer = self._planned.get(key), None
+        if planned is not None:
+            if planned.size:
+                buffer = error.new_empty(planned.size, dtype=torch.uint8)
+            if buffer is None or buffer.data_ptr() == planned.address:
+                hyper = tuple(chain.from_iterable(dict.fromkeys(made)))
+                self._kernels.launcher.again(planned.ready, hyper, device)
+                return
+        arena = Arena(saved, buffer)
+        whole = self._known.whole(error, inputs, saved, rows)
+        ready = self._kernels.planned(self._feedback, self._rule, whole, arena)
+        if ready is None or not self._stays((error, *inputs, *saved)):
+            return
+        size, address = 0, 0
+        if arena.buffer is not None:
+            size, address = len(arena.buffer), arena.buffer.data_ptr()
+        self._planned[key] = Planned(ready, size, address)
+        if len(self._planned) > self.LIMIT:
+            self._planned.popitem(last=False)
+
+    def _key(
+        self,
+        error: Tensor,
+        inputs: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        made: list[Row],
+    ) -> tuple:
+        """All that the launches are made of, but the hyperparameters; and which of those are one
+        row, for a launch has each once."""
+        device, stream = error.device, 0
+        if device.type == "cuda":
+            stream = torch._C._cuda_getCurrentRawStream(device.index)
+        key: list = [
+            stream, os.environ.get(rules.VARIABLE), torch.backends.cuda.matmul.allow_tf32,
+            *map(made.index, made),
+        ]  # fmt: skip
+        for t in chain((error,), inputs, saved):
+            key += (t.data_ptr(), t.shape, t.stride())
+        for t in self._own:
+            key += (t.data_ptr(), t.stride())
+        key += [t.data_ptr() for t in self._beside]
+        return tuple(key)
+
+    def _stays(self, given: Sequence[Tensor]) -> bool:
+        """Whether the launches read these, not what was made of them for one step."""
+        if self._feedback.values is not None or len({t.dtype for t in given}) > 1:
+            return False
+        return all(as_rows(t) is t for t in given)
