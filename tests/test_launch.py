@@ -50,7 +50,7 @@ def test_it_is_measured_and_written(monkeypatch, tmp_path, capsys):
     assert page in capsys.readouterr().out
     rows = [line for line in page.splitlines() if line.startswith(("| step_", "| gradients"))]
     assert len(rows) == 6
-    assert [row.split("|")[3].strip() for row in rows] == ["1", "1", "2", "2"]
+    assert [row.split("|")[3].strip() for row in rows] == ["1"] * 3 + ["2"] * 3
 
 
 def test_turns_give_every_run_its_repeats(monkeypatch):

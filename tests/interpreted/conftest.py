@@ -61,13 +61,23 @@ def overflow_checked():
 @pytest.fixture
 def launched(monkeypatch):
     """Every launch of a kernel from here on."""
-    seen, run = [], Launcher.run
+    seen, run, first, again = [], Launcher.run, Launcher.first, Launcher.again
 
-    def recording(self, launches, device):
+    def running(self, launches, device):
         seen.extend(launch for launch in launches if launch.grid)
         run(self, launches, device)
 
-    monkeypatch.setattr(Launcher, "run", recording)
+    def starting(self, launches, device):
+        seen.extend(launch for launch in launches if launch.grid)
+        return first(self, launches, device)
+
+    def repeating(self, every, hyper, device):
+        seen.extend(ready.launch for ready in every)
+        again(self, every, hyper, device)
+
+    monkeypatch.setattr(Launcher, "run", running)
+    monkeypatch.setattr(Launcher, "first", starting)
+    monkeypatch.setattr(Launcher, "again", repeating)
     return seen
 
 
