@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +23,9 @@ from dfa_kernels import activation as activations
 from dfa_kernels.autocast import autocast_dtype
 from dfa_kernels.chain import Chain
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.recording import Fused, Planned, Recording, Replay, active, versions_of
+from dfa_kernels.names import resolve, resolve_one
+from dfa_kernels.planned import Planned
+from dfa_kernels.recording import Fused, Recording, Replay, active, versions_of
 
 if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
@@ -117,10 +118,8 @@ class Linear(nn.Linear):
         dtype = autocast_dtype(input)
         if dtype is not None:
             input = input.to(dtype)
-            w = recording.lowered(weight, dtype)
-            b = None if bias is None else recording.lowered(bias, dtype)
-        else:
-            w, b = weight.detach(), None if bias is None else bias.detach()
+        w = recording.operand(weight, dtype)
+        b = None if bias is None else recording.operand(bias, dtype)
         saved = F.linear(input, w, b)
         f = activations.ACTIVATIONS[self.code]
         output = f.forward_(saved)
@@ -252,9 +251,9 @@ class DFA(nn.Module):
         if batch_dims is not None and batch_dims < 0:
             raise ValueError(f"batch_dims must be None or at least 0, got {batch_dims}")
         names = {name: m for name, m in model.named_modules() if name}
-        error_name = None if error_at is None else _resolve_one(names, error_at)
+        error_name = None if error_at is None else resolve_one(names, error_at)
         self.explicit = points is not None
-        found = _default_points(names) if points is None else _resolve(names, points)
+        found = _default_points(names) if points is None else resolve(names, points)
         self.point_names = tuple(n for n in found if n != error_name)
         self.error_name = error_name
         self.batch_dims = batch_dims
@@ -450,49 +449,6 @@ def _check_feedback(module: DFA, state_dict: Mapping[str, Any], prefix: str, *_:
 
 def _default_points(names: Mapping[str, nn.Module]) -> list[str]:
     return [n for n, m in names.items() if isinstance(m, (Linear, *_ACTIVATIONS))]
-
-
-def _resolve(
-    names: Mapping[str, nn.Module], points: Iterable[nn.Module | str] | nn.Module | str
-) -> list[str]:
-    """Names of the points, in the model's order."""
-    given = [points] if isinstance(points, (str, nn.Module)) else list(points)
-    chosen: set[str] = set()
-    for point in given:
-        if isinstance(point, nn.ModuleList):
-            chosen.update([_resolve_one(names, inside) for inside in point])
-        elif isinstance(point, nn.Module):
-            chosen.add(_resolve_one(names, point))
-        elif isinstance(point, str):
-            matched = [
-                n for n in names if fnmatchcase(n, point) and n.count(".") == point.count(".")
-            ]
-            if not matched:
-                raise ValueError(
-                    f"point {point!r} matches none of the {len(names)} modules: {_some(names)}"
-                )
-            chosen.update(matched)
-        else:
-            raise TypeError(f"a point must be a module or a name, got {type(point).__name__}")
-    return [n for n in names if n in chosen]
-
-
-def _resolve_one(names: Mapping[str, nn.Module], module: nn.Module | str) -> str:
-    if isinstance(module, str):
-        if module not in names:
-            raise ValueError(f"no module is named {module!r}: there are {_some(names)}")
-        return module
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"error_at must be a module or a name, got {type(module).__name__}")
-    for name, candidate in names.items():
-        if candidate is module:
-            return name
-    raise ValueError(f"{type(module).__name__} is not a module inside the model")
-
-
-def _some(names: Mapping[str, nn.Module]) -> str:
-    shown = list(names)[:8]
-    return ", ".join(map(repr, shown)) + (", …" if len(names) > len(shown) else "")
 
 
 def _last_of_sequential(model: nn.Module, prefix: str = "") -> str | None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dfa_kernels.activation import CODES
-from dfa_kernels.autocast import lowered
 from dfa_kernels.autograd import (
     NOTHING,
     OUTPUT,
@@ -28,6 +27,7 @@ from dfa_kernels.autograd import (
     tasks,
 )
 from dfa_kernels.backends.contract import HEAD
+from dfa_kernels.planned import Planned
 
 if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
@@ -113,9 +113,12 @@ class Recording:
             and _batch_dims(inputs, self.owner.batch_dims) == inputs.dim() - 1
         )
 
-    def lowered(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-        """A layer's weight or bias as autocast would have it, without a graph: those of all layers
-        that the last forward pass reached are made at once, and each is let go when it is used."""
+    def operand(self, parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """A layer's weight or bias without a graph, in autocast's ``dtype`` if there is one: those
+        of all layers that the last forward pass reached are cast at once, and each is let go when
+        it is used."""
+        if dtype is None:
+            return parameter.detach()
         if self._low is None:
             planned = None if torch.compiler.is_compiling() else self.owner.planned
             self._low = {} if planned is None else planned.lowered(dtype)
@@ -360,64 +363,6 @@ class Recording:
                 )
 
 
-class Planned(NamedTuple):
-    """What a forward pass of nothing but fused layers was planned to be: most are followed by one
-    that is the same but for its tensors and N. ``dtypes``: each layer's, of what it is given and
-    of what its f′ is read from."""
-
-    plan: Plan
-    parameters: list[Tensor]
-    dtypes: list[tuple[torch.dtype, torch.dtype]]
-
-    def lowered(self, dtype: torch.dtype) -> dict[int, Tensor]:
-        """Each parameter in ``dtype``, by its id."""
-        with torch.no_grad():
-            made = lowered(self.parameters, dtype)
-        return dict(zip(map(id, self.parameters), made, strict=True))
-
-    def follow(
-        self, recording: Recording, head: Fused | None, batch: torch.Size, width: int
-    ) -> list[Tensor] | None:
-        """The chain of such a one; None where it is another."""
-        plan, parameters = self.plan, self.parameters
-        owner, layers = recording.owner, recording.layers
-        if recording.points or recording.idle or plan.error_width != width:
-            return None
-        if head is not None:
-            layers = [*layers, head]
-        if len(layers) != len(plan.layers):
-            return None
-        feedback = owner.feedback
-        if (feedback.distribution, feedback.seed) != (plan.distribution, plan.seed):
-            return None
-        chain: list[Tensor] = []
-        widest = 1
-        for known, fused, dtypes in zip(plan.layers, layers, self.dtypes, strict=True):
-            name, x, own, saved, activation, weight, bias, versions = fused
-            rows, stream = own.shape[:-1], known.stream
-            if (name, activation) != (known.name, known.activation) or known.rows != 1:
-                return None
-            if rows != batch or (stream == HEAD) != (fused is head):
-                return None
-            if (x.dtype, saved.dtype) != dtypes:
-                return None
-            if weight is not parameters[known.weight]:
-                return None
-            if bias is not (parameters[known.bias] if known.bias >= 0 else None):
-                return None
-            if versions != (x._version, saved._version if activation else 0):
-                return None
-            if known.inputs == len(chain):
-                chain.append(x)
-            elif chain[known.inputs] is not x:
-                return None
-            if known.saved == len(chain):
-                chain.append(saved)
-            if stream != HEAD:
-                widest = max(widest, own.shape[-1])
-        return chain if feedback.scale_for(widest) == plan.scale else None
-
-
 class Replay(Recording):
     """What activation checkpointing runs again in a backward pass, once the error node has run in
     it: cut where it was cut before, and collected by nobody."""
@@ -436,8 +381,8 @@ class Replay(Recording):
         here = [replay for owner in owners if (replay := Replay.of(owner))]
         return next((replay for replay in here if replay.owner.name_of(layer)), None)
 
-    def lowered(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of one layer alone, and by autocast itself."""
+    def operand(self, parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Of one layer alone, and cast by autocast itself."""
         return parameter.detach()
 
     def point(self, name: str, output: Tensor) -> Tensor:

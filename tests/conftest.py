@@ -1,4 +1,5 @@
 import sys
+import weakref
 
 import pytest
 import torch
@@ -17,3 +18,19 @@ def not_compiled_before():
     process, and stops at 8."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+@pytest.fixture
+def repeated(monkeypatch):
+    """The records whose step was a repeated one."""
+    from dfa_kernels.repeat import Repeat
+
+    records = []
+    step = Repeat.step_
+
+    def spy(self, record, rows):
+        records.append(weakref.ref(record))
+        step(self, record, rows)
+
+    monkeypatch.setattr(Repeat, "step_", spy)
+    return records

@@ -11,8 +11,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import dfa_kernels as dfa
-from dfa_kernels.recording import Planned
-from dfa_kernels.repeat import Repeat
+from dfa_kernels.planned import Planned
 
 
 class Field(nn.Module):
@@ -62,15 +61,6 @@ def followed(monkeypatch):
 
     monkeypatch.setattr(Planned, "follow", spy)
     return answers
-
-
-@pytest.fixture
-def repeated(monkeypatch):
-    """How many steps were repeated."""
-    counts = []
-    step = Repeat.step_
-    monkeypatch.setattr(Repeat, "step_", lambda *given: counts.append(1) or step(*given))
-    return counts
 
 
 def batches(count, dtype=torch.float32, shape=(9,)):
