@@ -7,7 +7,7 @@ from dfa_kernels import backends
 from dfa_kernels.backends.contract import Repeated, Segment
 from dfa_kernels.backends.triton import tuning
 from dfa_kernels.backends.triton.launch import Launcher
-from dfa_kernels.backends.triton.repeated import RepeatedStep
+from dfa_kernels.backends.triton.repeated import Arena, RepeatedStep
 from dfa_kernels.feedback import Feedback
 from tests.interpreted.oracle import HYPER, head, mapped, parameters, record, stepped, tensors
 from tests.interpreted.rows import in_memory, with_rows
@@ -28,9 +28,9 @@ class Loop:
     """A network of two layers and a head, stepped by a prepared step and, beside it, by `step_`;
     weights and biases have different rows."""
 
-    def __init__(self, rule, dtype=torch.float32, copy=None):
+    def __init__(self, rule, dtype=torch.float32, copy=None, outputs=3):
         torch.manual_seed(3)
-        self.rule, self.dtype = rule, dtype
+        self.rule, self.dtype, self.outputs = rule, dtype, outputs
         self.batches = [self._batch(rows) for rows in (9, 9, 6)]
         error, layers = self.batches[0]
         rows = self.rows(0)
@@ -46,7 +46,7 @@ class Loop:
     def _batch(self, rows):
         layers = [record(rows, 5, 6, "tanh", dtype=self.dtype)]
         layers.append(record(rows, 6, 7, "gelu", dtype=self.dtype))
-        error = torch.randn(rows, 3).to(self.dtype)
+        error = torch.randn(rows, self.outputs).to(self.dtype)
         return error, [*layers, head(error, 7)]
 
     def rows(self, step):
@@ -102,6 +102,33 @@ def test_stored_delta_that_lies_elsewhere_is_planned_anew(delta, again, monkeypa
         for step in range(3):
             loop.step(step)
         assert len(again) == expected
+
+
+@pytest.mark.parametrize(("width", "bytes_"), [(3, 4 * 9 * (8 + 8 + 4)), (4, 4 * 9 * (8 + 8))])
+def test_no_more_memory_is_asked_for_than_delta_takes(width, bytes_, delta, monkeypatch):
+    """Of an error whose rows are whole vectors the head's δ is the error, where that lies."""
+    delta("stored")
+    monkeypatch.setattr(Arena, "APART", 4)
+    asked, made = [], torch.Tensor.new_empty
+
+    def asking(self, size, **kwargs):
+        asked.append((size, kwargs.get("dtype")))
+        return made(self, size, **kwargs)
+
+    loop = Loop("sgd", outputs=width)
+    monkeypatch.setattr(torch.Tensor, "new_empty", asking)
+    for step in range(2):
+        loop.step(step)
+    assert [size for size, dtype in asked if dtype == torch.uint8] == [bytes_] * 2
+
+
+def test_much_delta_has_memory_of_its_own(delta, again, monkeypatch):
+    delta("stored")
+    monkeypatch.setattr(Arena, "LARGEST", 500)
+    loop = Loop("sgd")
+    for step in range(3):
+        loop.step(step)
+    assert not again
 
 
 def _a_weight_elsewhere(loop):

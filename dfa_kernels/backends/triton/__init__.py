@@ -6,6 +6,7 @@
         philox.py  activation.py  optimizer.py                  what they do in registers
         rules.py     tiles, and whether δ is stored     tuning.py  candidates.py  other tiles, tried
         table.py  launch.py                             how a launch is put together
+        repeated.py  steps that repeat each other, without a plan
 
 Triton is imported at the first use, and compiles at the first step of each kind.
 """

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dfa_kernels.backends.contract import LayerUpdate, Repeated
+from dfa_kernels.backends.contract import HEAD, LayerUpdate, Repeated
 from dfa_kernels.backends.grouped.hyper import columns
-from dfa_kernels.backends.grouped.layout import as_rows, padded
+from dfa_kernels.backends.grouped.layout import aligned, as_rows, padded
 from dfa_kernels.backends.triton import rules, tuning
 from dfa_kernels.backends.triton.launch import Ready
 from dfa_kernels.capturable import capturing
@@ -40,27 +40,33 @@ class Planned(NamedTuple):
 
 class Arena:
     """Memory for all δ of a step, one after the other: the allocator is asked once, and where it
-    gives the same address, all δ lie where they lay. ``buffer``: what it gave, or None, where what
-    ``saved`` is beside needs it first."""
+    gives the same address, all δ lie where they lay. ``buffer``: what it gave, if it was asked.
+
+    ``like``: what δ is stored for. Of more than `LARGEST` bytes each has memory of its own.
+    """
 
     APART = 256  # bytes that δ begins at multiples of
+    LARGEST = 1 << 26  # where the host's time matters there is less
 
-    def __init__(self, saved: Sequence[Tensor], buffer: Tensor | None) -> None:
-        self._saved, self.buffer, self._at = saved, buffer, 0
+    def __init__(self, like: Sequence[Tensor], buffer: Tensor | None) -> None:
+        self._like, self.buffer, self._at = like, buffer, 0
+        self.holds_all = True
 
     def __call__(self, like: Tensor, shape: tuple[int, int]) -> Tensor:
-        if self.buffer is None:
-            most = sum(
-                self._whole(h.shape[0] * padded(h.shape[1], h.dtype), h) for h in self._saved
-            )
-            self.buffer = like.new_empty(most, dtype=torch.uint8)
-        start, elements = self._at, shape[0] * shape[1]
-        self._at += self._whole(elements, like)
-        made = self.buffer[start : start + elements * like.itemsize]
+        if self.buffer is None and self.holds_all:
+            most = sum(self._size(h, (h.shape[0], padded(h.shape[1], h.dtype))) for h in self._like)
+            if most <= self.LARGEST:
+                self.buffer = like.new_empty(most, dtype=torch.uint8)
+        start = self._at
+        self._at += self._size(like, shape)
+        if self.buffer is None or self._at > len(self.buffer):
+            self.holds_all = False
+            return like.new_empty(shape)
+        made = self.buffer[start : start + shape[0] * shape[1] * like.itemsize]
         return made.view(like.dtype).view(shape)
 
-    def _whole(self, elements: int, like: Tensor) -> int:
-        return -(-elements * like.itemsize // self.APART) * self.APART
+    def _size(self, like: Tensor, shape: tuple[int, int]) -> int:
+        return -(-shape[0] * shape[1] * like.itemsize // self.APART) * self.APART
 
 
 class RepeatedStep:
@@ -97,10 +103,10 @@ class RepeatedStep:
                 hyper = tuple(chain.from_iterable(dict.fromkeys(made)))
                 self._kernels.launcher.again(planned.ready, hyper, device)
                 return
-        arena = Arena(saved, buffer)
+        arena = Arena(self._stored(error, saved), buffer)
         whole = self._known.whole(error, inputs, saved, rows)
         ready = self._kernels.planned(self._feedback, self._rule, whole, arena)
-        if ready is None or not self._stays((error, *inputs, *saved)):
+        if ready is None or not arena.holds_all or not self._stays((error, *inputs, *saved)):
             return
         size, address = 0, 0
         if arena.buffer is not None:
@@ -131,6 +137,16 @@ class RepeatedStep:
             key += (t.data_ptr(), t.stride())
         key += [t.data_ptr() for t in self._beside]
         return tuple(key)
+
+    def _stored(self, error: Tensor, saved: Sequence[Tensor]) -> list[Tensor]:
+        """Beside which δ is stored where it is: not where it is the error, as it lies there."""
+        itself = aligned(error)
+        stored = []
+        for h, (_, _, (segment,)) in zip(saved, self._known.updates, strict=True):
+            head = segment.layer.stream == HEAD and segment.layer.activation == "identity"
+            if not (head and itself):
+                stored.append(h)
+        return stored
 
     def _stays(self, given: Sequence[Tensor]) -> bool:
         """Whether the launches read these, not what was made of them for one step."""
