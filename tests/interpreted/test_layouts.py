@@ -71,6 +71,16 @@ def test_the_head_reads_no_further_than_its_error(delta, launched):
     assert made[0][0].isfinite().all()
 
 
+def test_a_users_matrix_that_is_copied_lives_until_it_is_read(launched):
+    """A transposed one, whose copy has the address that the launch reads."""
+    matrix, error = torch.randn(17, 5).T, torch.randn(6, 5)
+    points = [Point(17, 0, 1, torch.float32)]
+    (made,) = ops.project(error, Feedback.from_matrix(matrix), 0.5, points)
+    torch.testing.assert_close(made, error @ matrix * 0.5)
+    (launch,) = launched
+    assert launch.table[2] == launch.kept.data_ptr() != matrix.data_ptr()
+
+
 @pytest.mark.parametrize("view", IN_PLACE.values(), ids=IN_PLACE)
 def test_rows_of_adjacent_elements_are_read_where_they_lie(view, launched, either_delta):
     error = view(torch.randn(19, 12))

@@ -25,7 +25,8 @@ class Split(NamedTuple):
 
 class Launch(NamedTuple):
     """A kernel, its programs, the entries of its table, and what it is compiled for; `update`'s
-    hyperparameters and scratch; and the trial that finds its tiles, where they are to be found."""
+    hyperparameters and scratch; the trial that finds its tiles, where they are to be found; and
+    what else an address in the table belongs to."""
 
     kernel: Any
     grid: int
@@ -35,6 +36,7 @@ class Launch(NamedTuple):
     hyper: tuple[float, ...] | None = None
     split: Split | None = None
     trial: tuning.Trial | None = None
+    kept: Any = None
 
 
 class Ready(NamedTuple):

@@ -284,7 +284,8 @@ def _launch(
         precision=rules.precision(compute),
     )
     options = tiles.options(device)
-    return Launch(project_kernel, grid, table + targets, constants, options, trial=trial)
+    table += targets
+    return Launch(project_kernel, grid, table, constants, options, trial=trial, kept=matrix)
 
 
 def _whole(target: Target) -> bool:
