@@ -223,7 +223,8 @@ class PlainStep {
     PyObject* hyper_[kUpdateRows];
     int rows_ = 0, segments_ = 0;
     bool in_memory_ = false;
-    bool known_x_ = false, known_error_ = false, known_parameter_ = false, known_state_ = false, known_copy_ = false;
+    bool known_x_ = false, known_error_ = false;
+    bool known_parameter_ = false, known_state_ = false, known_copy_ = false;
 };
 
 }  // namespace dfa

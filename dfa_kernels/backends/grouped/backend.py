@@ -112,9 +112,10 @@ class Kernels:
             Grouped(weight, bias, [deltas.term(s) for s in segments])
             for weight, bias, segments in wanted
         ]
-        launches = self._project.launches(deltas.groups(), feedback, known)
+        projected = deltas.groups()
+        launches = self._project.launches(projected, feedback, known)
         launches += self._update.launches(rule, feedback, grouped, known)
-        return Planned(launches, deltas.groups(), grouped)
+        return Planned(launches, projected, grouped)
 
 
 class Planned(NamedTuple):
