@@ -21,6 +21,17 @@ def not_compiled_before():
 
 
 @pytest.fixture
+def allow_tf32():
+    """Say whether products of fp32 may be computed in tf32."""
+
+    def allow(allowed):
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+    yield allow
+    allow(False)
+
+
+@pytest.fixture
 def repeated(monkeypatch):
     """The records whose step was a repeated one."""
     from dfa_kernels.repeat import Repeat

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,9 +123,9 @@ def seconds(flops, bytes_, rate):
 
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_work_is_that_of_a_roofline(pair, dtype, tf32, monkeypatch):
+def test_the_work_is_that_of_a_roofline(pair, dtype, tf32, allow_tf32):
     """At the batch where it passes HOST the other one is taken."""
-    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=tf32))
+    allow_tf32(tf32)
     rate = by_work.HALF if dtype == torch.bfloat16 else by_work.TF32 if tf32 else by_work.FULL
     size = dtype.itemsize
     width, height = 300, 500

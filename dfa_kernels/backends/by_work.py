@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dfa_kernels.backends.contract import Layer, LayerUpdate, Point, Update
 from dfa_kernels.backends.cuda import rules
+from dfa_kernels.backends.tf32 import tf32_allowed
 from dfa_kernels.feedback import Feedback
 
 #: Seconds.
@@ -39,7 +40,7 @@ BYTES = 8e9
 def rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """What a device does at the least with operands of ``dtype``."""
     if dtype is torch.float32:
-        flops = TF32 if torch.backends.cuda.matmul.allow_tf32 else FULL
+        flops = TF32 if tf32_allowed() else FULL
     else:
         flops = HALF
     _, multiprocessors = rules.device_of(device)

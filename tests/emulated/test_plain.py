@@ -1,7 +1,6 @@
 """What csrc/plain.h plans is what dfa_kernels/backends/grouped would have launched, bit for bit."""
 
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,8 +121,8 @@ def test_an_error_of_fp32_beside_activations_of_16_bits(rule, width, own, how, d
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_it_is_projected_in_what_torchs_own_products_are(tf32, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=tf32))
+def test_it_is_projected_in_what_torchs_own_products_are(tf32, allow_tf32):
+    allow_tf32(tf32)
     check_step("sgd", lambda: with_errors(torch.float32, torch.bfloat16))
 
 

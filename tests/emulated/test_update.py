@@ -40,11 +40,17 @@ def either_delta(request, delta):
     return request.param
 
 
-@pytest.fixture
-def tf32():
-    torch.backends.cuda.matmul.allow_tf32 = True
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = False
+@pytest.fixture(params=["allow_tf32", "fp32_precision"])
+def tf32(request):
+    """By torch's older setting, and by its newer."""
+    if request.param == "allow_tf32":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        yield
+        torch.backends.cuda.matmul.allow_tf32 = False
+    else:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        yield
+        torch.backends.cuda.matmul.fp32_precision = "none"
 
 
 @pytest.fixture

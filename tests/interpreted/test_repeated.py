@@ -206,12 +206,12 @@ def test_rows_that_become_equal_or_differ(delta, again):
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_what_the_environment_says_is_followed(allowed, delta, again, monkeypatch):
+def test_what_the_environment_says_is_followed(allowed, delta, again, allow_tf32):
     delta("on-the-fly")
     loop = Loop("sgd")
     loop.step(0), loop.step(1)
     if allowed:
-        monkeypatch.setattr(torch.backends.cuda, "matmul", type("", (), {"allow_tf32": True}))
+        allow_tf32(True)
     else:
         delta("stored")
     loop.step(2)

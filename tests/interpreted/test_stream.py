@@ -45,11 +45,9 @@ def test_update_makes_b_on_the_fly(delta, distribution, seed, stream, width):
 
 
 @pytest.fixture(params=[True, False], ids=["tf32", "ieee"])
-def tf32(request):
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = request.param
-    yield request.param
-    torch.backends.cuda.matmul.allow_tf32 = before
+def tf32(request, allow_tf32):
+    allow_tf32(request.param)
+    return request.param
 
 
 @pytest.mark.parametrize(

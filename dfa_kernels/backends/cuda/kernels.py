@@ -26,6 +26,7 @@ from dfa_kernels.backends.cuda import project, rules, update
 from dfa_kernels.backends.cuda.launch import Launcher, stream_of
 from dfa_kernels.backends.grouped import backend
 from dfa_kernels.backends.grouped.hyper import COLUMNS
+from dfa_kernels.backends.tf32 import tf32_allowed
 from dfa_kernels.feedback import Feedback
 
 _COLUMNS = {
@@ -108,7 +109,7 @@ class Kernels(backend.Kernels):
         numbers = [
             ordinal, stream, multiprocessors, device.type == "cpu",
             rules.DISTRIBUTIONS[feedback.distribution], feedback.seed, rules.RULES[rule],
-            full and torch.backends.cuda.matmul.allow_tf32, rules.widest_input(),
+            full and tf32_allowed(), rules.widest_input(),
         ]  # fmt: skip
         scratch = self._launcher.scratch(device, stream)
         given = numbers, self._exchange, feedback.values, updates

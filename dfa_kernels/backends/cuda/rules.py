@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dfa_kernels.backends.grouped.layout import LIMIT
+from dfa_kernels.backends.tf32 import tf32_allowed
 
 # The codes of csrc/tables.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -40,7 +41,7 @@ def compute(dtype: torch.dtype) -> int:
     code = _COMPUTE.get(dtype)
     if code is not None:
         return code
-    return _TF32 if torch.backends.cuda.matmul.allow_tf32 else _F32
+    return _TF32 if tf32_allowed() else _F32
 
 
 VARIABLE = "DFA_KERNELS_CUDA_DELTA"

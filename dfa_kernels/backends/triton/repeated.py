@@ -19,6 +19,7 @@ from torch import Tensor
 from dfa_kernels.backends.contract import HEAD, LayerUpdate, Repeated
 from dfa_kernels.backends.grouped.hyper import columns
 from dfa_kernels.backends.grouped.layout import aligned, as_rows, padded
+from dfa_kernels.backends.tf32 import tf32_allowed
 from dfa_kernels.backends.triton import rules, tuning
 from dfa_kernels.backends.triton.launch import Ready
 from dfa_kernels.capturable import capturing
@@ -128,7 +129,7 @@ class RepeatedStep:
         if device.type == "cuda":
             stream = torch._C._cuda_getCurrentRawStream(device.index)
         key: list = [
-            stream, os.environ.get(rules.VARIABLE), torch.backends.cuda.matmul.allow_tf32,
+            stream, os.environ.get(rules.VARIABLE), tf32_allowed(),
             *map(made.index, made),
         ]  # fmt: skip
         for t in chain((error,), inputs, saved):

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from dfa_kernels.backends.tf32 import tf32_allowed
+
 
 class Device(NamedTuple):
     """What the rules know of a GPU: ``kind`` "cuda", "hip" or "cpu" (the interpreter), ``arch`` as
@@ -181,7 +183,7 @@ def describe() -> str:
 
 def precision(dtype: torch.dtype) -> str:
     """Of a product's operands: tf32 only where the user lets torch's own products use it."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if dtype == torch.float32 and tf32_allowed():
         return "tf32"
     return "ieee"
 
