@@ -8,6 +8,7 @@ from dfa_kernels.backends.contract import Repeated, Segment
 from dfa_kernels.backends.triton import tuning
 from dfa_kernels.backends.triton.launch import Launcher
 from dfa_kernels.backends.triton.repeated import Arena, RepeatedStep
+from dfa_kernels.backends.triton.update_kernel import HEADER, UPDATE
 from dfa_kernels.feedback import Feedback
 from tests.interpreted.oracle import HYPER, head, mapped, parameters, record, stepped, tensors
 from tests.interpreted.rows import in_memory, with_rows
@@ -28,7 +29,7 @@ class Loop:
     """A network of two layers and a head, stepped by a prepared step and, beside it, by `step_`;
     weights and biases have different rows."""
 
-    def __init__(self, rule, dtype=torch.float32, copy=None, outputs=3):
+    def __init__(self, rule, dtype=torch.float32, copy=None, outputs=3, biases_too=True):
         torch.manual_seed(3)
         self.rule, self.dtype, self.outputs = rule, dtype, outputs
         self.batches = [self._batch(rows) for rows in (9, 9, 6)]
@@ -38,6 +39,8 @@ class Loop:
             with_rows(stepped(rule, [Segment(error, 0.2, layer)], copy=copy), *rows)
             for layer in layers
         ]
+        if not biases_too:
+            self.ours = [u._replace(bias=u.bias._replace(copy=None)) for u in self.ours]
         self.theirs = [
             type(u)(*(mapped(own, torch.clone) for own in u[:2]), u.segments) for u in self.ours
         ]
@@ -79,6 +82,21 @@ def test_the_bits_are_those_of_planning_anew(rule, dtype, copy, either_delta, ag
         loop.step(step, batch)
     if either_delta == "on-the-fly":  # what is stored may lie elsewhere
         assert len(again) == 4
+
+
+def test_a_bias_without_a_copy_beside_a_weight_with_one(delta, again):
+    """As where the weight is bf16, its bias fp32, with masters: the kept plan has no address of a
+    copy for it, which would be of memory that only the first step had."""
+    delta("on-the-fly")
+    loop = Loop("adamw", torch.bfloat16, torch.bfloat16, biases_too=False)
+    for step in range(4):
+        loop.step(step)
+    assert len(again) == 3
+    (planned,) = loop.run._planned.values()
+    ((launch, _),) = planned.ready
+    starts = range(HEADER, HEADER + 3 * UPDATE, UPDATE)
+    copies = [(launch.table[i + 5], launch.table[i + 10]) for i in starts]
+    assert copies == [(u.weight.copy.data_ptr(), 0) for u in loop.ours]
 
 
 def test_stored_delta_that_lies_elsewhere_is_planned_anew(delta, again, monkeypatch):

@@ -188,8 +188,6 @@ def _alike(
     if bias.copy is not None and bias.copy.dtype != wanted:
         copied.append((bias.copy, bias.parameter))
         bias = bias._replace(copy=None)
-    if bias.copy is None and wanted is not None:
-        bias = bias._replace(copy=torch.empty_like(bias.parameter, dtype=wanted))
     return weight, bias
 
 

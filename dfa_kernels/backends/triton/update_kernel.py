@@ -54,7 +54,7 @@ class UpdateConstants(CompileTime):
     parameter: Any  # of the parameter (the gradient for "store"),
     state: Any  # of its states,
     copy: Any  # and of its low-precision copy,
-    copied: bool  # if it has one
+    copied: bool  # which some have: address 0 is none
     split: bool
     bulk: bool  # copies by TMA, where rows are aligned
     aligned: str  # "all" updates, "none", or "some", which say so themselves
@@ -331,7 +331,7 @@ def _apply(
             tl.store(first, mean.to(C.state), mask=mask)
             tl.store(second, square.to(C.state), mask=mask)
         tl.store(target, p.to(C.parameter), mask=mask)
-        if C.copied:
+        if C.copied and tl.load(parameter + 3) != 0:
             tl.store(at(parameter, 3, C.copy, ALIGNED) + start + offsets, p.to(C.copy), mask=mask)
 
 
