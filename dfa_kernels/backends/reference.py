@@ -85,12 +85,18 @@ class _Matrices:
 
 class _Projections:
     """e·B·scale for every segment of one call: one product for each error and stream, as wide as
-    the widest layer that reads it."""
+    the widest layer that reads it.
+
+    An error's key is its place among the call's, not its id: under torch.compile an id is a guard,
+    and each step with its new error would be compiled anew.
+    """
 
     def __init__(
         self, feedback: Feedback, matrices: _Matrices, segments: Iterable[Segment] = ()
     ) -> None:
         self._feedback, self._matrices = feedback, matrices
+        self._first: Tensor | None = None
+        self._others: list[Tensor] = []
         self._widths: dict[tuple[int, float, int], int] = {}
         self._made: dict[tuple[int, float, int, torch.dtype], Tensor] = {}
         for error, scale, (_, saved, _, stream, _) in segments:
@@ -99,9 +105,19 @@ class _Projections:
 
     def expect(self, error: Tensor, scale: float, stream: int, width: int) -> None:
         """Announce a reader, before the first is served."""
-        key = (id(error), scale, stream)
+        key = (0 if error is self._first else self._place(error), scale, stream)
         if width > self._widths.get(key, -1):
             self._widths[key] = width
+
+    def _place(self, error: Tensor) -> int:
+        if self._first is None:
+            self._first = error
+            return 0
+        for place, known in enumerate(self._others, 1):
+            if known is error:
+                return place
+        self._others.append(error)
+        return len(self._others)
 
     def __call__(
         self, error: Tensor, scale: float, stream: int, width: int, rows: int, dtype: torch.dtype
@@ -109,7 +125,7 @@ class _Projections:
         """δh (N·k, D), in the wider of the error's dtype and ``dtype``."""
         if error.dtype != dtype:
             dtype = torch.promote_types(error.dtype, dtype)
-        key = (id(error), scale, stream, dtype)
+        key = (0 if error is self._first else self._place(error), scale, stream, dtype)
         made = self._made.get(key)
         if made is None:
             wide = error if error.dtype == dtype else error.to(dtype)
