@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,25 @@ from bench.paper import rows as paper_rows
 from bench.paper import verdict
 from dfa_kernels.throughput import result
 from dfa_kernels.throughput.options import FILE
-from dfa_kernels.throughput.result import BASELINE, UNDECIDED, Result, Row
+from dfa_kernels.throughput.result import BASELINE, EAGER, UNDECIDED, Result, Row
 
 ROOT = Path(__file__).parent.parent
 MEMORY = {"peak_bytes": "peak memory", "in_use_bytes": "peak in use"}
+OURS, OURS_BY_TORCH = "reference", "reference/torch.optim"
 
 
 def main(root: Path = ROOT) -> int:
     readme, results = root / "README.md", root / "bench/results"
     text = readme.read_text()
     quality = json.loads((results / "quality.json").read_text())
+    paper = _paper_rows(results / "paper")
+    sections = {"quality": _quality(quality), "paper": _paper(paper)}
     if (results / FILE).exists():
-        steps = _throughput(result.read(results / FILE))
+        found = result.read(results / FILE)
+        sections |= {"claim": _claim(found, paper), "step": _throughput(found)}
     else:
-        steps = _step(json.loads((results / "step.json").read_text()))
-    paper = _paper(results / "paper")
-    for name, lines in (("step", steps), ("quality", _quality(quality)), ("paper", paper)):
+        sections["step"] = _step(json.loads((results / "step.json").read_text()))
+    for name, lines in sections.items():
         section = "\n".join([f"<!-- {name}: begin -->", *lines, f"<!-- {name}: end -->"])
         pattern = rf"<!-- {name}: begin -->.*?<!-- {name}: end -->"
         text = re.sub(pattern, lambda _, s=section: s, text, flags=re.DOTALL)
@@ -36,23 +41,65 @@ def main(root: Path = ROOT) -> int:
     return 0
 
 
+def _claim(found: Result, paper: list[paper_rows.Row]) -> list[str]:
+    """What was measured of a step's time, in two sentences."""
+    ratios = {
+        name: [r.ratio for r in found.rows if r.contestant == name and r.ratio is not None]
+        for name in (OURS, OURS_BY_TORCH)
+    }
+    said = (
+        f"On {_kind(found)} an MLP's training step takes {_range(ratios[OURS])} of compiled "
+        "backpropagation's time"
+    )
+    if ratios[OURS_BY_TORCH]:
+        verdicts = [r.verdict for r in found.rows if r.contestant == OURS_BY_TORCH and r.ratio]
+        said += (
+            f", and by `torch.optim`, which DDP and FSDP need, {_range(ratios[OURS_BY_TORCH])}: "
+            f"at {verdicts.count(UNDECIDED)} of {len(verdicts)} sizes nothing is decided"
+        )
+    said += "."
+    steps = [r.step_ratio[0] for r in paper if r.method == "dfa" and r.step_ratio]
+    if steps:
+        said += (
+            f" A step of the paper's own tasks takes {_range(steps)} of eager backpropagation's."
+        )
+    return textwrap.wrap(said, 98, break_on_hyphens=False)
+
+
+def _kind(found: Result) -> str:
+    """Of the device, as its rows name it."""
+    kinds = {row.device.split(":")[0] for row in found.rows}
+    return "a CPU" if kinds == {"cpu"} else f"{found.environment['device']}"
+
+
+def _range(ratios: Iterable[float]) -> str:
+    made = sorted(ratios)
+    return f"{made[0]:.2f} to {made[-1]:.2f}" if made else "–"
+
+
 def _throughput(found: Result) -> list[str]:
     env = found.environment
+    processes = max(len(row.processes) or 1 for row in found.rows)
     return [
         f"A whole training step, as a ratio to compiled backpropagation's ({BASELINE}) in the same",
         "rounds of a process (less is faster; in italics where the quartiles straddle 1, so that",
         "nothing is decided); tanh MLP on 784 inputs, SGD with momentum, fp32; columns: batch,",
         f"hidden layers, width, outputs. {env['device']}, {env['threads']} threads, torch",
-        f"{env['torch']}, {env['date']}; by `dfa-kernels bench --scaling`, which also gives",
-        "[spread, rates, memory, scaling and crossovers](bench/results/throughput.md).",
+        f"{env['torch']}, {env['date']}; by `dfa-kernels bench --scaling --processes {processes}`,",
+        "which also gives [spread, rates, memory, scaling and",
+        "crossovers](bench/results/throughput.md).",
         "",
         *throughput_report.table(found, _cell_of_step),
         _row(["reference ÷ hand-written-dfa", *throughput_report.over_hand(found)]),
-        _row(["peak memory of reference ÷ bp-eager", *_memory_of(found)]),
+        *(
+            _row([f"peak memory of {name} ÷ bp-eager", *_memory_of(found, name)])
+            for name in (OURS, OURS_BY_TORCH)
+        ),
         "",
         "`reference` is the module with `dfa_kernels.optim.SGD` on that backend. The hand-written",
         "rows use no autograd: DFA beside backpropagation there is what DFA itself is worth; what",
         "lies above hand-written DFA is what the module costs.",
+        *_memory_of_many_outputs(found),
     ]
 
 
@@ -62,13 +109,43 @@ def _cell_of_step(row: Row) -> str | None:
     return f"*{row.ratio:.2f}*" if row.verdict == UNDECIDED else f"{row.ratio:.2f}"
 
 
-def _memory_of(found: Result) -> list[str]:
+def _memory_of(found: Result, name: str) -> list[str]:
     held = {(r.contestant, r.shape): r.peak_memory_bytes for r in found.rows}
     made = []
     for shape in throughput_report.shapes(found):
-        ours, theirs = held.get(("reference", shape)), held.get(("bp-eager", shape))
+        ours, theirs = held.get((name, shape)), held.get((EAGER, shape))
         made.append(f"{ours / theirs:.2f}" if ours and theirs else "–")
     return made
+
+
+def _memory_of_many_outputs(found: Result) -> list[str]:
+    """Where the reference takes more memory than eager backpropagation, along the outputs."""
+    curves = {c.contestant: c for c in found.scaling if c.axis == "outputs"}
+    if not {OURS, EAGER} <= curves.keys():
+        return []
+    held = {
+        name: {p.value: p.peak_memory_bytes for p in curves[name].points if p.peak_memory_bytes}
+        for name in (OURS, EAGER)
+    }
+    more = {
+        value: ours / held[EAGER][value]
+        for value, ours in held[OURS].items()
+        if value in held[EAGER] and ours > held[EAGER][value]
+    }
+    if not more:
+        return []
+    said = (
+        f"The reference keeps B, and at width {curves[OURS].shape[2]} it takes "
+        f"{_listed(f'{ratio:.2f}' for ratio in more.values())} of bp-eager's memory with "
+        f"{_listed(f'{value:,}' for value in more)} outputs; the kernels keep no B, and what they "
+        "take was not measured."
+    )
+    return textwrap.wrap(said, 98, break_on_hyphens=False)
+
+
+def _listed(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _step(result: dict[str, Any]) -> list[str]:
@@ -104,10 +181,15 @@ def _ratio(rows: dict[str, Any], field: str) -> str:
 def _quality(result: dict[str, Any]) -> list[str]:
     methods = ("dfa", "bp", "shallow")
     rows = [[_cell(task[m]) for m in methods] for task in result.values()]
+    tried, seeds = (
+        _listed(str(of(task["dfa"])) for task in result.values())
+        for of in (lambda found: len(found["grid"]), lambda found: found["seeds"])
+    )
     return [
-        "Test accuracy in percent, mean ± standard deviation over seeds (5 and 3), AdamW, each",
-        "method at the best rate of one grid; by `python -m bench.quality`. Shallow trains the",
-        "last layer alone: what DFA must beat to have trained anything.",
+        f"Test accuracy in percent, mean ± standard deviation over seeds ({seeds}), AdamW; each",
+        f"method at the best of the same rates ({tried} of them) on the test set with the first",
+        "seed; by `python -m bench.quality`. Shallow trains the last layer alone: what DFA",
+        "must beat to have trained anything.",
         "",
         *_table(["", *methods], list(result), rows),
     ]
@@ -122,38 +204,112 @@ PAPER = {
 }
 
 
-def _paper(results: Path) -> list[str]:
-    """Every model and data set of the four tasks, by one metric."""
-    made = [
+#: DFA otherwise than in the column "dfa", and what that is.
+CONTROLS = {
+    "micro": "three points a block instead of one",
+    "frozen": "the tower stays at its random start",
+    "dfa-output": "the error point at the output, as in the paper",
+}
+
+
+def _paper_rows(results: Path) -> list[paper_rows.Row]:
+    return [
         row
         for task in PAPER
         if (results / f"{task}.json").exists()
         for row in paper_rows.read(results / f"{task}.json")
     ]
+
+
+def _paper(made: list[paper_rows.Row]) -> list[str]:
+    """Every model and data set of the four tasks, by one metric."""
     names, lines = [], []
     for (task, model, data, metric), methods in verdict.grouped(made).items():
         if metric not in PAPER[task]:
             continue
         names.append(f"{model}, {data}: {metric}")
-        found = verdict.of("dfa", methods) if "dfa" in methods else None
-        share = "" if found is None or found.share is None else f"{100 * found.share:.0f} %"
-        said = "" if found is None or "shallow" not in methods else found.sentence
-        lines.append([*(_score(methods.get(m)) for m in ("bp", "dfa", "shallow")), share, said])
+        scores = [_score(methods.get(m)) for m in ("bp", "dfa", "shallow")]
+        controls = [
+            f"{m} {_score(methods[m])}{_share(m, methods)}" for m in CONTROLS if m in methods
+        ]
+        share = _share("dfa", methods).strip(" ()")
+        lines.append([*scores, share, _above(methods), ", ".join(controls), _step_of(methods)])
     seeds = sorted({row.seeds for row in made})
-    return [
-        "Mean ± standard deviation over seeds "
-        f"({', '.join(map(str, seeds))}) on the test split; each method at the best of",
-        "the same grid, chosen on the validation split. Share: of the way from shallow to",
-        "backpropagation.",
-        "",
-        *_table(["", "bp", "dfa", "shallow", "share", "DFA beside shallow"], names, lines),
+    said = (
+        f"Mean ± standard deviation over seeds ({', '.join(map(str, seeds))}) on the test split; "
+        "each method at the best of the same grid, chosen on the validation split. Share: of the "
+        "way from shallow to backpropagation. Above shallow: in standard errors of the difference, "
+        "in italics up to two. Step ÷ bp: of eager backpropagation's time, as above. Controls are "
+        "DFA too: "
+        + "; ".join(f"{name}, {what}" for name, what in CONTROLS.items())
+        + ". "
+        + _of_graphs(made)
+        + _perplexities(made)
+    ).rstrip()
+    head = ["", "bp", "dfa", "shallow", "share", "above shallow", "controls", "step ÷ bp"]
+    return [*textwrap.wrap(said, 98, break_on_hyphens=False), "", *_table(head, names, lines)]
+
+
+def _of_graphs(made: list[paper_rows.Row]) -> str:
+    """Where the graph networks' error point is not the paper's, and whose B is made for it."""
+    chosen = {row.model: row for row in made if row.task == "graph" and row.method == "dfa"}
+    below = [m for m, row in chosen.items() if row.description.get("error_at") != "output"]
+    signed = [m for m in below if _signs(chosen[m])]
+    if not below:
+        return ""
+    said = f"In column dfa {_listed(below)} have it below the head's mixing of nodes"
+    if signed:
+        said += f" ({_listed(signed)} with one ±B for all parts of the head)"
+    tried = {row.model for row in made if row.method == "dfa-output"}
+    if untried := [model for model in below if model not in tried]:
+        said += f"; {_listed(untried)} was not tried otherwise"
+    return said + ". "
+
+
+def _signs(row: paper_rows.Row) -> list[int]:
+    return row.description.get("signs of B", [])
+
+
+def _perplexities(made: list[paper_rows.Row]) -> str:
+    found = {row.method: row for row in made if row.metric == "perplexity"}
+    if not {"bp", "dfa", "shallow"} <= found.keys():
+        return ""
+    row = found["dfa"]
+    figures = [
+        f"{found[m].mean:,.0f} ({m})" for m in ("bp", "dfa", "micro", "shallow") if m in found
     ]
+    return (
+        f"Perplexities: {_listed(figures)}, of {row.parameters:,} parameters after {row.steps:,} "
+        "steps."
+    )
 
 
 def _score(row: paper_rows.Row | None) -> str:
     if row is None:
         return ""
     return f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}"
+
+
+def _share(method: str, methods: dict[str, paper_rows.Row]) -> str:
+    if method not in methods or (share := verdict.of(method, methods).share) is None:
+        return ""
+    return f" ({100 * share:.0f} %)".replace("-", "−")
+
+
+def _above(methods: dict[str, paper_rows.Row]) -> str:
+    if not {"dfa", "shallow"} <= methods.keys():
+        return ""
+    errors = verdict.of("dfa", methods).errors
+    if errors is None:
+        return "one seed"
+    return f"*{errors:+.1f}*" if abs(errors) <= 2 else f"{errors:+.1f}"
+
+
+def _step_of(methods: dict[str, paper_rows.Row]) -> str:
+    if "dfa" not in methods or not methods["dfa"].step_ratio:
+        return ""
+    middle, low, high = methods["dfa"].step_ratio
+    return f"*{middle:.2f}*" if low <= 1 <= high else f"{middle:.2f}"
 
 
 def _cell(entry: dict[str, Any]) -> str:

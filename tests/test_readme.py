@@ -67,6 +67,55 @@ def rows(text):
     return [[cell.strip() for cell in row] for row in table]
 
 
+def throughput():
+    return json.loads((ROOT / "bench/results/throughput.json").read_text())
+
+
+def paper():
+    return [
+        row
+        for file in sorted((ROOT / "bench/results/paper").glob("*.json"))
+        for row in json.loads(file.read_text())
+        if "metric" in row
+    ]
+
+
+def extremes(ratios):
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def test_the_claim_is_what_the_tables_hold():
+    said = " ".join(section("claim").split())
+    found = throughput()["rows"]
+    fused = [r["ratio"] for r in found if r["contestant"] == "reference"]
+    plain = [r for r in found if r["contestant"] == "reference/torch.optim"]
+    steps = [r["step_ratio"][0] for r in paper() if r["method"] == "dfa"]
+    undecided = sum(r["verdict"] == "undecided" for r in plain)
+    assert f"takes {extremes(fused)} of compiled backpropagation's time" in said
+    assert f"{extremes([r['ratio'] for r in plain])}: at {undecided} of {len(plain)} sizes" in said
+    assert f"takes {extremes(steps)} of eager backpropagation's" in said
+    assert max(fused) < 1  # "no step of it was slower than compiled backpropagation"
+
+
+def test_the_memory_of_many_outputs_is_said():
+    curves = {
+        c["contestant"]: {p["value"]: p["peak_memory_bytes"] for p in c["points"]}
+        for c in throughput()["scaling"]
+        if c["axis"] == "outputs"
+    }
+    more = {n: held / curves["bp-eager"][n] for n, held in curves["reference"].items()}
+    more = {n: ratio for n, ratio in more.items() if ratio > 1}
+    said = section("step").split("The reference keeps B")[1].replace("\n", " ")
+    ratios, outputs = said.split("bp-eager's memory with")
+    assert re.findall(r"\d\.\d\d", ratios) == [f"{ratio:.2f}" for ratio in more.values()]
+    assert re.findall(r"[\d,]*\d", outputs) == [f"{n:,}" for n in more]
+
+
+def test_the_caption_asks_for_as_many_processes_as_measured():
+    (said,) = re.findall(r"--processes (\d+)", section("step"))
+    assert {len(r["processes"]) for r in throughput()["rows"]} == {int(said)}
+
+
 def test_the_table_of_steps_is_the_committed_result():
     if (ROOT / "bench/results/throughput.json").exists():
         found = json.loads((ROOT / "bench/results/throughput.json").read_text())["rows"]
@@ -107,23 +156,42 @@ def test_the_table_of_quality_is_the_committed_result():
             assert cell == wanted, (task, method)
 
 
+def score(row):
+    return f"{row['mean']:.{row['digits']}f} ± {row['std']:.{row['digits']}f}"
+
+
 def test_the_table_of_the_papers_tasks_is_the_committed_result():
-    made = [
-        row
-        for file in (ROOT / "bench/results/paper").glob("*.json")
-        for row in json.loads(file.read_text())
-        if "metric" in row
-    ]
-    found = {
-        (f"{r['model']}, {r['data']}: {r['metric']}", r["method"]): (
-            f"{r['mean']:.{r['digits']}f} ± {r['std']:.{r['digits']}f}"
-        )
-        for r in made
-    }
+    made = paper()
+    found = {(f"{r['model']}, {r['data']}: {r['metric']}", r["method"]): r for r in made}
     head, _, *body = rows(section("paper"))
     assert head[1:4] == ["bp", "dfa", "shallow"]
     named = {name for name, *_ in body}
     assert {r["model"] for r in made} <= {name.split(",")[0] for name in named}
     for name, *cells in body:
         for method, cell in zip(head[1:4], cells, strict=False):
-            assert cell == found.get((name, method), ""), (name, method)
+            row = found.get((name, method))
+            assert cell == ("" if row is None else score(row)), (name, method)
+        step = cells[head.index("step ÷ bp") - 1]
+        middle, low, high = found.get((name, "dfa"), {}).get("step_ratio") or (None,) * 3
+        if middle is not None:
+            assert step == (f"*{middle:.2f}*" if low <= 1 <= high else f"{middle:.2f}"), name
+
+
+def test_every_control_of_the_papers_tasks_is_shown():
+    head, _, *body = rows(section("paper"))
+    shown = {name: cells[head.index("controls") - 1] for name, *cells in body}
+    controls = [r for r in paper() if r["method"] not in ("bp", "dfa", "shallow")]
+    assert {r["method"] for r in controls} == {"dfa-output", "micro", "frozen"}
+    for row in controls:
+        name = f"{row['model']}, {row['data']}: {row['metric']}"
+        if name in shown:
+            assert f"{row['method']} {score(row)}" in shown[name]
+
+
+def test_the_perplexities_are_said():
+    said = " ".join(section("paper").split())
+    perplexities = [r for r in paper() if r["metric"] == "perplexity"]
+    assert len(perplexities) == 4
+    for row in perplexities:
+        assert f"{row['mean']:,.0f} ({row['method']})" in said
+        assert f"{row['steps']:,} steps" in said
