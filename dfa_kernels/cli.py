@@ -22,6 +22,7 @@ from dfa_kernels.profiling import arguments as profile
 from dfa_kernels.throughput import arguments as bench
 from dfa_kernels.throughput import page_arguments as report
 from dfa_kernels.training import InputError, extras
+from dfa_kernels.training.device import usable
 from dfa_kernels.training.options import (
     ACTIVATIONS,
     DEFAULTS,
@@ -134,7 +135,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _info(asked: argparse.Namespace) -> int:
-    device = _device(asked.device)
+    device = usable(asked.device)
     print(
         f"dfa_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     )
@@ -148,7 +149,7 @@ def _info(asked: argparse.Namespace) -> int:
 
 
 def _check(asked: argparse.Namespace) -> int:
-    device = _device(asked.device)
+    device = usable(asked.device)
     name = asked.backend
     if name is None:
         name, _ = _chosen(device)
@@ -175,17 +176,6 @@ def _train(asked: argparse.Namespace) -> int:
     if "lr" in given:
         given["lr"] = parse_lr(given["lr"])
     return train(given, **own)
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as refused:
-        raise InputError(
-            f"--device {name!r} cannot be used: {str(refused).splitlines()[0]}"
-        ) from None
-    return device
 
 
 def _chosen(device: torch.device) -> tuple[str, str]:

@@ -33,6 +33,41 @@ def test_info_names_every_backend(capsys) -> None:
     assert "backend reference: pure PyTorch" in printed and "chosen: " in printed
 
 
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ("gpu", "it is no device of torch's"),
+        ("cuda:x", "it is no device of torch's"),
+        ("", "it is no device of torch's"),
+        ("privateuseone", "can compute nothing on privateuseone here"),
+    ],
+)
+def test_a_device_that_is_not_there(capsys, device: str, why: str) -> None:
+    for command in ("info", "check"):
+        assert why in refused(capsys, command, "--device", device)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (AssertionError("Not compiled with it. Ensure you have `import it` first."),
+         "cannot be used: Not compiled with it"),
+        (RuntimeError("CUDA error: invalid device ordinal\nCompile with TORCH_USE_CUDA_DSA"),
+         "cannot be used: CUDA error: invalid device ordinal"),
+        (NotImplementedError("Could not run 'aten::empty' on 'CPU'. " + 1200 * "x"),
+         f"cannot be used: torch {torch.__version__} can compute nothing on cpu here"),
+        (RuntimeError("0 INTERNAL ASSERT FAILED at \"a.h\":3, please report a bug"),
+         f"cannot be used: torch {torch.__version__} can compute nothing on cpu here"),
+    ],
+)  # fmt: skip
+def test_torch_is_quoted_for_a_sentence_at_most(capsys, monkeypatch, raised, said: str) -> None:
+    def refuses(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(torch, "empty", refuses)
+    assert refused(capsys, "info", "--device", "cpu").endswith(f"--device 'cpu' {said}\n")
+
+
 def test_check_counts_what_passed(capsys, monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(

@@ -18,6 +18,7 @@ from dfa_kernels.throughput.job import Job
 from dfa_kernels.throughput.networks import Shape
 from dfa_kernels.throughput.result import BASELINE
 from dfa_kernels.training import InputError
+from dfa_kernels.training.device import usable
 
 #: Where no shape is given. On a CPU from what Python binds to what arithmetic and outputs do.
 SHAPES = {
@@ -152,12 +153,7 @@ def device_of(name: str | None) -> torch.device:
     Raises:
         InputError: it cannot be used here.
     """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as refused:
-        first = str(refused).splitlines()[0]
-        raise InputError(f"--device {name!r} cannot be used: {first}") from None
+    device = usable(name)
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name!r} is timed by no clock here: known are cpu and cuda")
     return device

@@ -15,6 +15,7 @@ from torch import nn
 from dfa_kernels.feedback import DISTRIBUTIONS
 from dfa_kernels.module import METHODS
 from dfa_kernels.training import InputError
+from dfa_kernels.training.device import usable
 
 #: The data sets, and the defaults that suit each.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -198,11 +199,5 @@ def check_known(option: str, value: str, known: Any) -> None:
 
 def check_device(name: str) -> None:
     """That numbers can be kept on the device, or an `InputError`."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as refused:
-        first = str(refused).splitlines()[0]
-        raise InputError(f"--device {name!r} cannot be used: {first}") from None
-    if device.type == "meta":
+    if usable(name).type == "meta":
         raise InputError("--device 'meta' holds no numbers: nothing can be trained there")
