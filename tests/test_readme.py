@@ -97,6 +97,21 @@ def test_the_claim_is_what_the_tables_hold():
     assert max(fused) < 1  # "no step of it was slower than compiled backpropagation"
 
 
+def test_the_hosts_times_are_the_committed_ones():
+    said = " ".join(README.split())
+    results = ROOT / "bench/results"
+    for file, row, figure in (
+        ("launch_cuda.md", r"step_ \(AdamW\), repeated \| on-the-fly \| C\+\+", "{} µs by CUDA's"),
+        ("launch.md", r"step_ \(AdamW\), repeated \| on-the-fly \|.*", "{} by Triton's"),
+        ("launch_step.md", r"8 layers and a head \| float32 \| ours \| \d+", "{} in fp32"),
+        ("launch_step.md", r"8 layers and a head \| autocast \| ours \| \d+", "{} by autocast"),
+    ):
+        (took,) = re.findall(
+            rf"^\| {row} \| ([\d.]+) \(", (results / file).read_text(), re.MULTILINE
+        )
+        assert figure.format(round(float(took))) in said, file
+
+
 def test_the_memory_of_many_outputs_is_said():
     curves = {
         c["contestant"]: {p["value"]: p["peak_memory_bytes"] for p in c["points"]}
