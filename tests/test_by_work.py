@@ -221,11 +221,17 @@ def test_nothing_is_prepared_where_one_prepares_nothing(which):
     assert both.repeated(Feedback(), "sgd", [update([layer(2, 3, 4)])]) is None
 
 
-@pytest.mark.parametrize(("which", "name"), [(1, "light"), (2, "heavy")])
-def test_it_runs_where_both_do(pair, which, name):
+@pytest.mark.parametrize(
+    ("asleep", "said"),
+    [((1,), "light cannot"), ((2,), "heavy cannot"), ((1, 2), "neither can")],
+)
+def test_it_runs_where_both_do(pair, asleep, said):
     assert pair[0].unavailable(CPU) is None
-    pair[which].reason = "it is asleep"
-    assert pair[0].unavailable(CPU) == f"it is light and heavy, and {name} cannot run there"
+    for which in asleep:
+        pair[which].reason = "it is asleep"
+    assert pair[0].unavailable(CPU) == (
+        f"it hands small calls to light and large ones to heavy, and {said} run there"
+    )
 
 
 def test_it_takes_what_both_take():

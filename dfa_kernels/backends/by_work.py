@@ -57,10 +57,13 @@ class ByWork:
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why it cannot run on ``device``, in one sentence; None where both can."""
-        for name, backend in zip(self._names, (self._light, self._heavy), strict=True):
-            if backend.unavailable(device) is not None:
-                return f"it is {' and '.join(self._names)}, and {name} cannot run there"
-        return None
+        both = zip(self._names, (self._light, self._heavy), strict=True)
+        lacking = [name for name, backend in both if backend.unavailable(device) is not None]
+        if not lacking:
+            return None
+        light, heavy = self._names
+        who = "neither can" if len(lacking) == 2 else f"{lacking[0]} cannot"
+        return f"it hands small calls to {light} and large ones to {heavy}, and {who} run there"
 
     def describe(self) -> str:
         """One line for ``dfa-kernels info``."""
