@@ -97,9 +97,12 @@ class Feedback:
             uniform[−1, 1) / √D_max; 1 for a matrix from :meth:`from_matrix`.
         shared: True (the paper's choice): every point takes the first columns of one matrix
             E × D_max, stream 0. False: point i has its own, stream i.
+        values: the matrix that :meth:`from_matrix` was given, which is the way to set it; None
+            for every other distribution.
 
     Raises:
-        ValueError: an unknown distribution, a seed out of range, a scale that is not finite.
+        ValueError: an unknown distribution, ``values`` without :meth:`from_matrix`, a seed that is
+            not an int or out of range, a scale that is not finite.
     """
 
     distribution: str = "rademacher"
@@ -127,6 +130,8 @@ class Feedback:
     @classmethod
     def from_matrix(cls, matrix: Tensor, *, scale: float | None = None) -> Feedback:
         """Feedback through a matrix (E, D_max) of your own, taken as it is; all points share it.
+
+        It is not copied: ``values`` shares its memory, and B changes where the matrix is written.
 
         Raises:
             ValueError: not two-dimensional, or not of a real floating dtype.
@@ -159,7 +164,8 @@ class Feedback:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """B, materialised and unscaled: (error_width, width) in ``dtype`` on ``device``.
+        """B, materialised and unscaled: (error_width, width) in ``dtype`` on ``device``. Of a
+        user's matrix in that dtype on that device it is a view.
 
         Raises:
             ValueError: a user's matrix has another height or fewer columns.
@@ -179,7 +185,11 @@ class Feedback:
         return matrix
 
     def check_shape(self, error_width: int, width: int, name: str) -> None:
-        """Refuse, before anything is changed, widths that a user's matrix cannot serve."""
+        """Refuse, before anything is changed, widths that a user's matrix cannot serve.
+
+        Raises:
+            ValueError: it has another number of rows, or fewer columns; ``name`` is whose.
+        """
         if self.values is None:
             return
         rows, columns = self.values.shape
