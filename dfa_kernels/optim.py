@@ -49,8 +49,12 @@ class SGD(FusedUpdate, torch.optim.SGD):
             between replays, as a scheduler changes it, is not seen by them: give a tensor, which
             the scheduler fills. The first step must be run before the capture.
 
+    The fused layers of a net belong to the optimizer that was constructed last: an earlier one's
+    `step` finds nothing of theirs to do.
+
     Raises:
-        TypeError, ValueError: no DFA module is named, or torch's own reasons.
+        TypeError: no DFA module is named, or a parameter is sharded (a DTensor, as FSDP2 has).
+        ValueError: an unknown ``update``, or torch's own reasons.
     """
 
     rule = "sgd"
@@ -136,14 +140,16 @@ class SGD(FusedUpdate, torch.optim.SGD):
 class AdamW(FusedUpdate, torch.optim.AdamW):
     """`torch.optim.AdamW` with the fused update.
 
-    ``params``, ``update``, ``master_weights`` and ``capturable`` as in `SGD`.
+    ``params``, ``update``, ``master_weights`` and ``capturable`` as in `SGD`, and so is whose the
+    fused layers are.
 
     Args:
         lr, betas, eps, weight_decay, maximize: as in torch. ``amsgrad`` is refused.
         foreach, fused: as in torch, of the step of what is not a fused layer.
 
     Raises:
-        TypeError, ValueError: no DFA module is named, amsgrad, or torch's own reasons.
+        TypeError: no DFA module is named, or a parameter is sharded (a DTensor, as FSDP2 has).
+        ValueError: an unknown ``update``, ``amsgrad``, or torch's own reasons.
     """
 
     rule = "adamw"
