@@ -1,4 +1,4 @@
-"""How well the feedback's gradients agree with backpropagation's (Launay et al. 2020, section 4).
+"""How well the feedback's gradients agree with backpropagation's (Launay et al. 2020).
 
 At each point, row by row, the cosine between what DFA hands back, δh = e·B·scale, and the true
 gradient dL/dh through the same weights.
@@ -30,11 +30,13 @@ class Cosine(NamedTuple):
 def alignment(
     model: DFA, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
 ) -> dict[str, Cosine]:
-    """The alignment of every point that the forward pass reaches, in that order.
+    """The alignment of every point that the forward pass reaches, in that order, by its name; {}
+    where it reaches none.
 
     Args:
         model: its ``method`` does not matter.
         loss_fn: called as ``loss_fn(model(x), y)``; returns a scalar.
+        x, y: what the model and the loss take; a point has k rows for each row of the error.
 
     Rows whose true or projected gradient is zero have no direction and are left out; a point
     without any other row gets NaN. The model, its buffers (batch statistics, say), every
