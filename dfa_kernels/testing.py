@@ -49,11 +49,16 @@ def check_backend(
     """Run the suite on ``device``; the names of the checks that passed, which are all.
 
     Args:
-        backend: a registered name, or a backend object.
+        backend: a registered name, or a backend object, which is registered for as long as it is
+            checked.
+        device: where every check makes its tensors.
+        seed: of torch's generator, before each check.
 
     Raises:
         AssertionError: naming the first check that fails, the element, and the numbers.
-        RuntimeError: the backend cannot run there.
+        RuntimeError: the backend cannot run there, or torch knows no such device.
+        TypeError: the object is no backend: it lacks ``project``, ``unavailable`` or ``describe``.
+        ValueError: no backend is registered under that name.
     """
     device = torch.device(device)
     if not isinstance(backend, str):

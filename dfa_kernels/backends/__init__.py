@@ -1,7 +1,9 @@
 """The registry: which backend runs the three operations, and why.
 
-An automatic choice takes the first of `PREFERENCE` that can run on the tensors' device; a backend
-named by `use`, or by the environment variable DFA_KERNELS_BACKEND, must run there or raises.
+An automatic choice takes the first of `PREFERENCE` that can run on the tensors' device and takes
+their dtype; a backend named by `use`, or by the environment variable DFA_KERNELS_BACKEND, must run
+there or raises. "triton+cuda" is both: CUDA's kernels for calls of little work,
+Triton's for the others (see `by_work`).
 """
 
 from __future__ import annotations
@@ -74,7 +76,14 @@ def unregister(name: str) -> None:
 
 
 def available(device: torch.device | str | None = None) -> dict[str, str | None]:
-    """Every registered backend, with the reason why it cannot run on ``device``, or None."""
+    """Every registered backend, with the reason why it cannot run on ``device``, or None.
+
+    ``device`` None: "cuda" where torch finds a GPU, else "cpu".
+
+    Raises:
+        RuntimeError, AssertionError: torch's own, of a device that it does not know or that this
+            build of it, or this machine, has not.
+    """
     device = torch.device(device or _default_device())
     return {name: backend.unavailable(device) for name, backend in _registered.items()}
 
@@ -113,7 +122,8 @@ class use:  # noqa: N801 (called like a function)
 
 
 def chosen(device: torch.device, dtype: torch.dtype | None = None) -> tuple[str, str]:
-    """The backend for tensors of ``dtype`` on ``device``, and why it was chosen.
+    """The backend for tensors of ``dtype`` on ``device``, and why it was chosen. An automatic
+    choice passes over what does not take ``dtype``; None: it is not asked.
 
     Raises:
         ValueError: an unknown name in DFA_KERNELS_BACKEND.
