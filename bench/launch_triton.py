@@ -126,6 +126,7 @@ def without_device(with_triton: bool) -> Iterator[Kernels]:
         mock.patch.object(table, "_written", written),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
         mock.patch.object(torch.cuda, "current_stream", lambda _=None: stream),
+        mock.patch.object(torch.cuda, "current_device", lambda: 0),
         mock.patch.object(kernels, "Launcher", _Launcher),
         mock.patch.object(triton.runtime.driver, "_active", _Driver()),
     ):

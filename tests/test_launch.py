@@ -1,11 +1,14 @@
 """What `bench.launch` times: the whole host side of a launch, where nothing is started."""
 
+import contextlib
 import os
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
+
+import triton
 
 from bench import launch, launch_triton
 from dfa_kernels.backends.triton import table
@@ -41,6 +44,52 @@ def test_a_call_reaches_the_driver(monkeypatch):
     assert started[0][:3] == started[1][:3] == (len(case.updates), 1, 1)
     for update, same in zip(case.updates, before, strict=True):
         assert torch.equal(update.weight.parameter, same)
+
+
+class _Apart(launch_triton._Driver):
+    """Of two devices: says where what it is given is started."""
+
+    def __init__(self, current):
+        super().__init__()
+        self.current, self.started = current, []
+
+    def get_current_device(self):
+        return self.current[-1]
+
+    def launcher_cls(self, source, metadata):
+        return lambda *_: self.started.append(self.current[-1])
+
+
+@pytest.mark.parametrize("delta", ["stored", "on-the-fly"])
+def test_kernels_start_where_the_tensors_are(delta, monkeypatch):
+    """Triton starts what it is given on torch's current device, which may be another."""
+    monkeypatch.setenv(launch_triton.VARIABLE, delta)
+    current = [0]
+
+    @contextlib.contextmanager
+    def entered(device):
+        current.append(device.index)
+        yield
+        current.pop()
+
+    case = launch.Case.on(CPU, tiny=True)
+    with launch_triton.without_device(with_triton=True) as kernels:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+        monkeypatch.setattr(torch.cuda, "device", entered)
+        driver = _Apart(current)
+        monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+        there, launcher = torch.device("cuda", 1), kernels.launcher
+        launcher._nothing[there] = launcher._nothing[torch.device("cuda", 0)]
+        ours = type(launcher).__mro__[1]  # which sends nothing to cuda:0
+        plan = kernels._plan(
+            Feedback(), "adamw", kernels._wanted(case.updates, []), torch.Tensor.new_empty
+        )
+        ours.run(launcher, plan.launches, there)
+        ready = ours.first(launcher, plan.launches, there)
+        ours.again(launcher, ready, (0.0,) * 7, there)
+    assert set(driver.started) == {1}
+    assert len(driver.started) == 3 * len(plan.launches)
+    assert current == [0]
 
 
 def test_it_is_measured_and_written(monkeypatch, tmp_path, capsys):

@@ -39,10 +39,9 @@ BYTES = 8e9
 
 def rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """What a device does at the least with operands of ``dtype``."""
+    flops = HALF
     if dtype is torch.float32:
         flops = TF32 if tf32_allowed() else FULL
-    else:
-        flops = HALF
     _, multiprocessors = rules.device_of(device)
     return Rates(multiprocessors * flops, multiprocessors * BYTES)
 

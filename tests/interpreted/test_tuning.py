@@ -24,7 +24,7 @@ class Stopwatch:
         self.n, self.broken, self.timed = n, broken, []
 
     def __call__(self, run, device):
-        n = run.args[-1].n.value
+        n = run.args[0].constants.n.value
         self.timed.append(n)
         if n in self.broken:
             run()  # as far as it comes

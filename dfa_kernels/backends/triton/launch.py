@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -63,31 +64,33 @@ class Launcher:
             what Triton raises where a kernel cannot be compiled or started; nothing has been
             changed then by a launch that comes after.
         """
-        for ready, arguments in self._compiled_ones(launches, device):
-            launch = ready.launch
-            if launch.trial is None:
-                launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
-            else:
-                prepare = functools.partial(self._prepared, device)
-                prepare(tuning.fastest(launch, device, prepare))()
+        with current(device):
+            for ready, arguments in self._compiled_ones(launches, device):
+                launch = ready.launch
+                if launch.trial is None:
+                    _start(launch, arguments)
+                else:
+                    prepare = functools.partial(self._prepared, device)
+                    prepare(tuning.fastest(launch, device, prepare))()
 
     def first(self, launches: Sequence[Launch], device: torch.device) -> list[Ready]:
         """`run` launches without trials, to start them `again`."""
-        every = self._compiled_ones(launches, device)
-        for (launch, _), arguments in every:
-            launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
+        with current(device):
+            every = self._compiled_ones(launches, device)
+            for (launch, _), arguments in every:
+                _start(launch, arguments)
         return [ready for ready, _ in every]
 
     def again(self, every: Sequence[Ready], hyper: tuple[float, ...], device: torch.device) -> None:
         """Start them with other hyperparameters, on the stream that they were made ready on."""
-        if device.type == "cuda":
-            triton.set_allocator(_allocate)
-        for launch, table in every:
-            if launch.hyper is not None:
-                padding = len(launch.hyper) - len(hyper)
-                launch = launch._replace(hyper=hyper + (0.0,) * padding)
-            arguments = self._arguments(Ready(launch, table), device)
-            launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
+        with current(device):
+            if device.type == "cuda":
+                triton.set_allocator(_allocate)
+            for launch, table in every:
+                if launch.hyper is not None:
+                    padding = len(launch.hyper) - len(hyper)
+                    launch = launch._replace(hyper=hyper + (0.0,) * padding)
+                _start(launch, self._arguments(Ready(launch, table), device))
 
     def _compiled_ones(
         self, launches: Sequence[Launch], device: torch.device
@@ -109,8 +112,7 @@ class Launcher:
         arguments = self._arguments(self._ready(launch, device), device)
         if device.type == "cuda":
             self._compile(launch, arguments)
-        start = launch.kernel[(launch.grid,)]
-        return functools.partial(start, *arguments, launch.constants, **launch.options)
+        return functools.partial(_start, launch, arguments)
 
     def _arguments(self, ready: Ready, device: torch.device) -> tuple:
         launch, table = ready
@@ -122,8 +124,8 @@ class Launcher:
         tiles, parts, height, width = split
         if parts == 1:
             if device not in self._nothing:
-                kept = (torch.empty(1, device=device), torch.zeros(1, dtype=torch.int32))
-                self._nothing[device] = (kept[0], kept[1].to(device))
+                kept = torch.zeros(1, device=device, dtype=torch.int32)
+                self._nothing[device] = (torch.empty(1, device=device), kept)
             empty, zero = self._nothing[device]
             return empty, empty, zero
         slots = tiles * parts
@@ -148,6 +150,20 @@ class Launcher:
                 *arguments, launch.constants, grid=(launch.grid,), **launch.options
             )
             self._compiled.add(key)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Within, the device is torch's current one, which is where Triton starts what it is given."""
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return _AS_IT_IS
+    return torch.cuda.device(device)
+
+
+_AS_IT_IS = nullcontext()
+
+
+def _start(launch: Launch, arguments: tuple) -> None:
+    launch.kernel[(launch.grid,)](*arguments, launch.constants, **launch.options)
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
