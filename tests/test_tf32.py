@@ -48,3 +48,17 @@ def test_the_narrower_of_the_newer_settings_decides():
     of_everything(True)
     of_products(False)
     assert not tf32_allowed()
+
+
+@pytest.mark.parametrize(
+    ("hip", "capability", "compiled"),
+    [(None, (9, 0), True), ("6.4", (9, 4), True), ("6.4", (9, 0), False), ("6.4", (11, 0), False)],
+)
+def test_triton_compiles_it_for_few_of_amds(hip, capability, compiled, monkeypatch):
+    rules = pytest.importorskip("dfa_kernels.backends.triton.rules")
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    rules._compiles_tf32.cache_clear()
+    allow(True)
+    assert rules.precision(torch.float32) == ("tf32" if compiled else "ieee")
+    rules._compiles_tf32.cache_clear()

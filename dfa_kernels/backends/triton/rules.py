@@ -183,9 +183,15 @@ def describe() -> str:
 
 def precision(dtype: torch.dtype) -> str:
     """Of a product's operands: tf32 only where the user lets torch's own products use it."""
-    if dtype == torch.float32 and tf32_allowed():
+    if dtype == torch.float32 and tf32_allowed() and _compiles_tf32():
         return "tf32"
     return "ieee"
+
+
+@functools.cache
+def _compiles_tf32() -> bool:
+    """Of AMD's GPUs Triton compiles such a product for gfx942 alone."""
+    return not torch.version.hip or torch.cuda.get_device_capability() == (9, 4)
 
 
 def tensor_cores(dtype: torch.dtype) -> bool:
