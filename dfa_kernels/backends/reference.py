@@ -1,9 +1,10 @@
 """The reference backend: pure PyTorch, the definition of what is right. Any device, any dtype.
 
-    project     δh = e·B·scale
-    gradients   δ  = (e·B·scale) ⊙ f′,   dW = δᵀ·x,   db = Σₙ δ
+    project     δh = e·B·scale / √k
+    gradients   δ  = (e·B·scale / √k) ⊙ f′,   dW = δᵀ·x,   db = Σₙ δ
     step_       the same, straight into the weights and the optimizer's state
 
+k: a point's rows for each row of the error.
 It keeps the materialised B it used last (`_Matrices`), which the kernels never store.
 """
 

@@ -1,7 +1,9 @@
 """`project`: what its launches are told.
 
-    δh = e·B·scale                 an opaque point's
-    δ  = (e·B·scale) ⊙ f′(saved)   a fused layer's
+    δh = e·B·scale / √k                 an opaque point's
+    δ  = (e·B·scale / √k) ⊙ f′(saved)   a fused layer's
+
+k: a target's rows for each row of the error.
 
 The list, as csrc/binding.cpp reads it: compute, distribution, seed, dtypes of the error and of δ, a
 user's B and its columns, groups; of each group N, E, error, row stride, stream, scale, targets; of

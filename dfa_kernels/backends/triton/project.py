@@ -1,7 +1,9 @@
 """`project`: the error's projection for every point and fused layer, in one launch.
 
-    δh = e·B·scale                 an opaque point's
-    δ  = (e·B·scale) ⊙ f′(saved)   a fused layer's
+    δh = e·B·scale / √k                 an opaque point's
+    δ  = (e·B·scale / √k) ⊙ f′(saved)   a fused layer's
+
+k: a target's rows for each row of the error.
 
 Everything that reads the same columns of the same B is one *group*: a program makes a tile of e·B
 once, B's part of it in registers, and serves every *target* of the group from it.
