@@ -5,7 +5,7 @@
 
 Where the sum over N is split, whoever finishes a tile last adds the parts in their order: the same
 bits in every run, without float atomics. δ is read as `project` stored it, or made on the fly
-from the error (``FLY``).
+from the error (`UpdateConstants.fly`).
 """
 
 from __future__ import annotations
