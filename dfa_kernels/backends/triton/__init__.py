@@ -2,8 +2,10 @@
 
     dfa_kernels/backends/triton/
         kernels.py   dfa_kernels/backends/grouped (checks, layouts, which launches) with these:
-        project.py   the kernel, its table, its launcher        update.py   likewise
+        project.py          the kernel, its table, its launcher
+        update_kernel.py    the other kernel and its table      update.py   its launcher
         philox.py  activation.py  optimizer.py                  what they do in registers
+        constants.py        what they are compiled for
         rules.py     tiles, and whether δ is stored     tuning.py  candidates.py  other tiles, tried
         table.py  launch.py                             how a launch is put together
         repeated.py  steps that repeat each other, without a plan
