@@ -55,16 +55,30 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+class _Command(_Parser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What is left over is refused by the command that was given it, in its own name."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}; see {self.prog} --help")
+        return found, left
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dfa-kernels", description="Direct feedback alignment for PyTorch, fast.")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Command
+    )
     info = commands.add_parser("info", help="what runs here, and why")
     info.add_argument("--device", help="device to ask about (default: a GPU if there is one)")
     info.set_defaults(run=_info)
     check = commands.add_parser("check", help="run the conformance suite on a backend")
     check.add_argument(
-        "--backend", metavar="NAME", help="default: the one that info says is chosen"
+        "--backend",
+        metavar="NAME",
+        help="triton, cuda, triton+cuda (small calls by cuda, large ones by triton), reference, or "
+        "one of yours (default: the one that info says is chosen)",
     )
     check.add_argument("--device", help="default: a GPU if there is one")
     check.set_defaults(run=_check)
@@ -144,6 +158,8 @@ def _info(asked: argparse.Namespace) -> int:
     for backend, reason in backends.available(device).items():
         print(f"backend {backend}: {reason or backends.get(backend).describe()}")
     chosen, why = _chosen(device)
+    if not why.startswith("named by"):  # why others were not stands in their own lines
+        why = f"the first of {', '.join(backends.PREFERENCE)} that can run here"
     print(f"chosen: {chosen} ({why})")
     return 0
 
@@ -154,7 +170,11 @@ def _check(asked: argparse.Namespace) -> int:
     if name is None:
         name, _ = _chosen(device)
     try:
-        backends.get(name)
+        reason = backends.get(name).unavailable(device)
+        if reason is not None:
+            raise InputError(
+                f"backend {name!r}, named by --backend, cannot run on {device}: {reason}"
+            )
         passed = testing.check_backend(name, device)
     except (ValueError, RuntimeError) as refused:
         raise InputError(str(refused)) from None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfa_kernels import cli, testing
+from dfa_kernels import backends, cli, testing
 from dfa_kernels.training import InputError, extras
 from dfa_kernels.training.options import Options, parse_hidden, parse_lr
 
@@ -31,6 +31,57 @@ def test_info_names_every_backend(capsys) -> None:
     printed = capsys.readouterr().out
     assert torch.__version__ in printed and "device cpu" in printed
     assert "backend reference: pure PyTorch" in printed and "chosen: " in printed
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch) -> None:
+    """Nobody named a backend, and Triton's interpreter is off."""
+    monkeypatch.delenv("DFA_KERNELS_BACKEND", raising=False)
+    for name in ("triton", "cuda"):
+        backend = backends.get(name)
+        monkeypatch.setattr(backend, "unavailable", lambda device: f"it is no {device.type}'s")
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_info_says_once_why_a_backend_cannot_run(capsys) -> None:
+    assert cli.main(["info", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("it is no cpu's") == 2  # triton and cuda
+    assert printed.count("small calls to cuda and large ones to triton, and neither can run") == 1
+    chosen = "chosen: reference (the first of triton+cuda, triton, cuda, reference that can run"
+    assert chosen in printed
+
+
+def test_info_says_who_named_a_backend(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("DFA_KERNELS_BACKEND", "reference")
+    assert cli.main(["info", "--device", "cpu"]) == 0
+    assert "chosen: reference (named by DFA_KERNELS_BACKEND)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_check_says_that_it_was_told_which_backend(capsys) -> None:
+    message = refused(capsys, "check", "--backend", "triton", "--device", "cpu")
+    assert "backend 'triton', named by --backend, cannot run on cpu: it is no cpu's" in message
+
+
+@pytest.mark.parametrize("command", ["info", "check", "train", "bench", "profile"])
+def test_what_a_command_does_not_know_it_refuses_itself(capsys, command: str) -> None:
+    message = refused(capsys, command, "--foo", "bar")
+    assert message == (
+        f"dfa-kernels {command}: unrecognized arguments: --foo bar; see dfa-kernels {command} "
+        "--help\n"
+    )
+    assert refused(capsys, "--foo", command).startswith(
+        "dfa-kernels: unrecognized arguments: --foo"
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "profile", "bench"])
+def test_help_explains_the_backend_of_two(capsys, command: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "triton+cuda (small calls by cuda, large ones by triton)" in said
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,14 @@ def add(commands: Any) -> None:
             },
         ),
         ("method", {"nargs": "+", "metavar": "NAME", "help": f"of {', '.join(METHODS)} (dfa)"}),
-        ("backend", {"metavar": "NAME", "help": "default: the one that info says is chosen"}),
+        (
+            "backend",
+            {
+                "metavar": "NAME",
+                "help": "triton, cuda, triton+cuda (small calls by cuda, large ones by triton), "
+                "reference, or one of yours (default: the one that info says is chosen)",
+            },
+        ),
         ("optimizer", {"metavar": "NAME", "help": f"{', '.join(LEARNING_RATES)} (sgd)"}),
         (
             "fused",

@@ -28,7 +28,8 @@ def add(commands: Any) -> None:
         "--contestant",
         **several,
         help="bp-eager, bp-compiled, hand-written-bp, hand-written-dfa, tinydfa, biotorch, or a "
-        "backend: reference, triton, cuda, one of yours, also as BACKEND/torch.optim and "
+        "backend: reference, triton, cuda, triton+cuda (small calls by cuda, large ones by triton), "
+        "one of yours, also as BACKEND/torch.optim and "
         "BACKEND/backward (all that can run)",
     )
     bench.add_argument(
