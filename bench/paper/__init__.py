@@ -7,8 +7,8 @@
     options      what can be asked for        recommender/  click-through prediction
     training     one network, resumable       graph/        geometric learning
     study        methods × rates × seeds      language/     language modelling
-    rows         the JSON                     report        one HTML page, beside the paper's
-                                              published     figures
+    rows         the JSON                     verdict       what its rows say
+    report       one HTML page, beside the paper's figures (published)
 
 Launay et al., NeurIPS 2020, section 3 and appendix. Needs the extra: pip install ".[paper]".
 """

@@ -9,7 +9,8 @@
     rows, spread from samples to rows            table        the terminal
     scaling      curves and crossovers           cost, predict        the cost model, and devices/
     compare      two results                     environment  the machine
-    page         `dfa-kernels report`; with charts, roofline, plots, source and a template
+    page         `dfa-kernels report`; with page_arguments, charts, roofline, plots, source and a
+                 template
 
 Tables and statistics need the extra: pip install "dfa_kernels[bench]".
 """

@@ -4,7 +4,8 @@
     datasets     digits, Fashion-MNIST            experiment  the loop: interleaved, resumable
     memory       peak memory, in a fresh process  report      the log and the table
     plot         the curves                       command     all of it, in order
-    interruption  stopping between two steps
+    progress     a bar, or lines                  checkpoint  written whole or not at all
+    interruption  stopping between two steps      extras      what else must be installed
 
 Reading data and reporting need the extra: pip install "dfa_kernels[train]".
 """

@@ -7,6 +7,7 @@ task         options, defaults            model        the two fields
 problem      training and scores          rendering    samples along rays, and their colour
 views        photographs, poses, splits   cameras      lenses, poses, rays
 procedural   blender   capture   llff     pictures     views, depths, an orbit
+transforms   the frames' file of blender and capture
 """
 
 from bench.paper.view.task import TASK
