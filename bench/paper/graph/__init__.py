@@ -1,4 +1,4 @@
-"""Geometric learning: seven architectures on citation graphs.
+"""Geometric learning: six networks on citation graphs, two of them in two sizes.
 
     data            a graph, and what a network takes of it
     planetoid       Cora, CiteSeer, PubMed from their raw files      pickles   which they are
