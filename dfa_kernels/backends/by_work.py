@@ -4,8 +4,8 @@ Between small layers the GPU waits for the host, and there a backend wins whose 
 less. `HOST` is what a call of Triton's takes it more than one of CUDA's at the least, `AGAIN` what
 a step does that repeats another: each is below every row of bench/results/launch.md less the same
 one of launch_cuda.md. Where CUDA's kernels take no longer than that, they are done before Triton's
-have begun. Which kernels are the faster beyond it no GPU has measured yet; Triton's use Hopper's own
-instructions.
+have begun. Which kernels are the faster beyond it no GPU has measured yet; Triton's use Hopper's
+own instructions.
 """
 
 from __future__ import annotations
