@@ -103,14 +103,14 @@ def reference(task: Task, setting: Setting) -> Built:
     return built._replace(run=on_reference)
 
 
-#: In the order in which they are built; ours first.
+#: In the order in which they are built: those first that a target names.
 CONTESTANTS: dict[str, Callable[[Task, Setting], Built]] = {
     OURS: ours,
+    EAGER: eager,
     CUDA: on_cuda,
     TRITON: on_triton,
+    COMPILED: compiled,
+    REFERENCE: reference,
     IN_BACKWARD: in_backward,
     OURS_COMPILED: ours_compiled,
-    COMPILED: compiled,
-    EAGER: eager,
-    REFERENCE: reference,
 }

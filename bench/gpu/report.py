@@ -14,7 +14,7 @@ def derived(results: dict[str, Result]) -> dict[str, Any]:
     found = ceilings(results["ceilings"].rows) if "ceilings" in results else {}
     parts = {}
     for name, (status, seconds, rows, error) in results.items():
-        made = [against_ceilings(r, found) if r["kind"] == "timed" else r for r in rows]
+        made = [against_ceilings(r, found) if r["kind"] == "timed" else r for r in latest(rows)]
         parts[name] = {
             "status": status, "seconds": round(seconds, 1), "error": error, "rows": made,
         }  # fmt: skip
@@ -22,6 +22,16 @@ def derived(results: dict[str, Result]) -> dict[str, Any]:
             counts, verdict = checked(rows, status == DONE)
             parts[name] |= {"counts": counts, "verdict": verdict}
     return {"ceilings": found, "parts": parts}
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """Without the rows of two that were compared once more, beside more rivals."""
+    last = {_who(row): row for row in rows if row["kind"] == "compared"}
+    return [r for r in rows if r["kind"] != "compared" or last[_who(r)] is r]
+
+
+def _who(row: Row) -> tuple[str, ...]:
+    return row["name"], row.get("ours", ""), row["against"]
 
 
 def failures(results: dict[str, Result], rehearsal: bool = False) -> list[str]:

@@ -63,6 +63,15 @@ def test_ratios_are_round_by_round():
     assert row["verdict"] == REACHED
 
 
+def test_what_was_compared_again_replaces_what_was_compared_first():
+    first = [compared("step", [1.0], [2.0], who, None) for who in ("eager", "other")]
+    of_cuda = {**compared("step", [1.0], [7.0], "eager", None), "ours": "CUDA"}
+    again = compared("step", [1.0], [3.0], "eager", None)
+    given = [first[0], fact("a", 1), first[1], of_cuda, again]
+    made = report.derived({"large": Result(DONE, 1.0, given)})["parts"]["large"]["rows"]
+    assert made == [fact("a", 1), first[1], of_cuda, again]
+
+
 # The table -----------------------------------------------------------------------------
 
 MEMORY, PRODUCTS = Work(1, 4 * 10**9), Work(8 * 10**11, 1)  # a millisecond each
