@@ -16,7 +16,6 @@ from gpu_cases import DEVICE, ON_GPU, over, pick
 
 from bench.gpu.build import ROOT, cuda_backend
 from dfa_kernels import backends
-from dfa_kernels.backends.cuda import extension
 from tests.vectors import instructions, project, update
 
 
@@ -85,12 +84,11 @@ def _library():
         from tests.emulator.build import build
 
         return ctypes.CDLL(str(build([instructions.SOURCE])))
-    record = extension.record()
-    assert record is not None
+    major, minor = torch.cuda.get_device_capability(DEVICE)
     nvcc = runpy.run_path(str(ROOT / "setup.py"))["find_toolkit"]().nvcc
     made = Path(tempfile.mkdtemp()) / "instructions.so"
     command = [
-        nvcc, "-std=c++17", "-shared", "-Xcompiler=-fPIC", f"-arch=sm_{record.architectures[-1]}",
+        nvcc, "-std=c++17", "-shared", "-Xcompiler=-fPIC", f"-arch=sm_{major}{minor}",
         f"-I{ROOT / 'csrc'}", instructions.SOURCE, "-o", made,
     ]  # fmt: skip
     subprocess.run([str(c) for c in command], check=True, capture_output=True)
