@@ -54,6 +54,11 @@ def traced(tensor: Tensor) -> bool:
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
+# torch.compile(mode="reduce-overhead") leaves the ops out of the CUDA graphs that it makes. In one
+# they would keep scratch and tables that are the graph's, and a replay would step by the rate and
+# the count of the step that was captured. Who captures a whole step leaves nothing out.
+_OUTSIDE = (torch._C.Tag.cudagraph_unsafe,)
+
 
 # project --------------------------------------------------------------------------------------
 
@@ -78,7 +83,7 @@ def project(
     )
 
 
-@torch.library.custom_op("dfa_kernels::project", mutates_args=())
+@torch.library.custom_op("dfa_kernels::project", mutates_args=(), tags=_OUTSIDE)
 def _project(
     error: Tensor,
     matrix: Tensor | None,
@@ -139,7 +144,7 @@ def _layers(inputs, saved, activations, streams, rows) -> list[Layer]:
     ]
 
 
-@torch.library.custom_op("dfa_kernels::gradients", mutates_args=())
+@torch.library.custom_op("dfa_kernels::gradients", mutates_args=(), tags=_OUTSIDE)
 def _gradients(
     error: Tensor,
     matrix: Tensor | None,
@@ -254,7 +259,7 @@ def _provider(handle: int) -> _Provider:
     return provider
 
 
-@torch.library.custom_op("dfa_kernels::hyper", mutates_args=())
+@torch.library.custom_op("dfa_kernels::hyper", mutates_args=(), tags=_OUTSIDE)
 def _hyper(error: Tensor, handle: int, columns: int, slots: list[int], on_device: bool) -> Tensor:
     rows = _provider(handle).hyper(slots)
     if on_device:
@@ -268,7 +273,9 @@ def _(error, handle, columns, slots, on_device):
     return torch.empty((len(slots), columns), dtype=torch.float64, device=device)
 
 
-@torch.library.custom_op("dfa_kernels::step_", mutates_args=("parameters", "states", "copies"))
+@torch.library.custom_op(
+    "dfa_kernels::step_", mutates_args=("parameters", "states", "copies"), tags=_OUTSIDE
+)
 def _step(
     parameters: list[Tensor],
     states: list[Tensor],

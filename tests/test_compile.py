@@ -199,6 +199,12 @@ def test_inductor(fused):
     agree(wrap(mlp((5, 7, 6, 3)), fused), torch.randn(2, 4, 5), backend="inductor")
 
 
+@pytest.mark.parametrize("name", ["project", "gradients", "step_", "hyper"])
+def test_cuda_graphs_of_the_compilers_own_leave_it_out(name):
+    op = getattr(torch.ops.dfa_kernels, name).default
+    assert torch._C.Tag.cudagraph_unsafe in op.tags
+
+
 def test_a_refusal_is_still_one_sentence():
     net = torch.compile(dfa.DFA(dfa.fuse(mlp())), backend="aot_eager")
     with pytest.raises(Exception, match=r"Linear\(5, 7\).*whose last dimension should be 5"):

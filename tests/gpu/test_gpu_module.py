@@ -68,6 +68,25 @@ def test_a_compiled_forward_gives_eager_gradients(case):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 
 
+@over([(fused, rows) for fused in (True, False) for rows in (64, 10)])
+def test_a_compilers_own_graphs_leave_the_kernels_out(case):
+    """Else they would read what the compiler's pool has given to somebody else meanwhile: the
+    tensors between are what would overwrite it."""
+    fused, rows = case
+    torch.compiler.reset()
+    net, eager = network(fused), network(fused)
+    compiled = torch.compile(net, mode=pick("reduce-overhead", None))
+    for step in range(5):
+        torch.manual_seed(step)
+        x = torch.randn(rows, 40, device=DEVICE)
+        for run, model in ((compiled, net), (eager, eager)):
+            model.zero_grad()
+            torch.compiler.cudagraph_mark_step_begin()
+            run(x).square().sum().backward()
+        for a, b in zip(net.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
 @over(OPTIMIZERS)
 def test_a_compiled_update_in_backward_gives_eager_steps(case):
     if not UPDATES_COMPILE:
