@@ -11,13 +11,14 @@ import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
 from dfa_kernels import backends
 from dfa_kernels.throughput import by_hand, contestants, rivals
-from dfa_kernels.throughput.contestants import Built, Setting
+from dfa_kernels.throughput.contestants import PRECISIONS, Built, Setting
 from dfa_kernels.throughput.networks import Task
 from dfa_kernels.throughput.result import BASELINE, EAGER
 from dfa_kernels.training import InputError
@@ -43,6 +44,8 @@ _FIXED = (
     Contestant("hand-written-dfa", "dfa", by_hand.direct_feedback),
 )
 FIXED = {contestant.name: contestant for contestant in _FIXED}
+#: Those that are a package of their own name.
+_PACKAGES = ("tinydfa", "biotorch")
 
 _WAYS = {
     "torch.optim": contestants.plain_optimizer,
@@ -71,6 +74,20 @@ def named(name: str) -> Contestant:
             f"--contestant {name!r} is unknown: known are {', '.join(known())}, and {ways}"
         )
     return Contestant(name, "dfa", partial(contestants.on_backend, backend, build))
+
+
+def refusal(name: str, device: torch.device, precisions: Sequence[str]) -> str | None:
+    """Why the contestant of a name can run at none of the precisions, in one sentence; None where
+    nothing speaks against it before it is built."""
+    if name in FIXED:
+        lacking = name in _PACKAGES and find_spec(name) is None
+        return f"the package {name} is not installed" if lacking else None
+    backend = backends.get(name.partition("/")[0])
+    reason = backend.unavailable(device)
+    takes = getattr(backend, "dtypes", None)
+    if reason is None and takes is not None and not any(PRECISIONS[p] in takes for p in precisions):
+        reason = f"it does not take {' or '.join(precisions)}"
+    return reason
 
 
 def usual(device: torch.device) -> tuple[list[str], list[str]]:

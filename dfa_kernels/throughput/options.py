@@ -86,6 +86,10 @@ class Options:
             notes=tuple(notes),
         )
         options._check()
+        for name in given.get("contestant", ()):
+            reason = lineup.refusal(name, device, options.dtypes)
+            if reason is not None:
+                raise InputError(f"--contestant {name} cannot run on {device}: {reason}")
         return options
 
     def _check(self) -> None:

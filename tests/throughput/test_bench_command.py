@@ -207,6 +207,10 @@ def test_scaling_adds_curves_crossovers_and_predictions(made_up, tmp_path, capsy
     [
         (["--shape", "1,2"], "'1,2' is not a shape"),
         (["--contestant", "fastest"], "'fastest' is unknown"),
+        (
+            ["--contestant", "triton", "--device", "cpu"],
+            "--contestant triton cannot run on cpu: it",
+        ),
         (["--dtype", "int8"], "--dtype 'int8' is unknown"),
         (["--import", "no.such.module"], "--import no.such.module failed"),
         (["--device", "cuda"], "--device 'cuda' cannot be used"),

@@ -88,6 +88,32 @@ def test_what_cannot_be_is_one_sentence(wrong, words):
     assert "\n" not in str(error.value)
 
 
+def test_who_is_named_and_cannot_run_is_refused(monkeypatch):
+    """Where nobody is named, who cannot run is a note."""
+    monkeypatch.setattr(lineup, "find_spec", lambda name: None)
+    why = {
+        "triton": "it runs on CUDA and ROCm devices, not on cpu",
+        "triton/torch.optim": "it runs on CUDA and ROCm devices, not on cpu",
+        "tinydfa": "the package tinydfa is not installed",
+    }
+    for name, reason in why.items():
+        with pytest.raises(InputError) as error:
+            Options.resolve({"contestant": ["reference", name]})
+        assert str(error.value) == f"--contestant {name} cannot run on cpu: {reason}"
+    made = Options.resolve({})
+    assert {"tinydfa", "triton"} & set(made.contestants) == {"tinydfa"}
+
+
+def test_a_backend_that_takes_none_of_the_dtypes_is_refused(monkeypatch):
+    monkeypatch.setattr(lineup.backends.get("cuda"), "unavailable", lambda device: None)
+    asked = {"contestant": ["cuda"], "dtype": ["float64"]}
+    with pytest.raises(InputError, match="cuda cannot run on cpu: it does not take float64"):
+        Options.resolve(asked)
+    for dtype in ("float32", "autocast"):
+        both = Options.resolve({"contestant": ["cuda"], "dtype": ["float64", dtype]})
+        assert both.contestants == (BASELINE, "cuda")
+
+
 def test_a_backend_that_the_environment_names_and_that_cannot_run(monkeypatch):
     monkeypatch.setenv("DFA_KERNELS_BACKEND", "triton")
     with pytest.raises(InputError, match="'triton', named by DFA_KERNELS_BACKEND, cannot run"):
