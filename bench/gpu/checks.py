@@ -107,7 +107,10 @@ def run_tests(every: list[Case], count: int, make: Callable[[], Worker], context
     workers = [make() for _ in range(count)]
 
     def work(worker: Worker) -> None:
-        while (left := context.left() - 3) > 0:
+        while True:
+            worker.ready()  # what it takes is this part's time, and not the test's
+            if (left := context.left() - 3) <= 0:
+                return
             try:
                 test = waiting.get_nowait()
             except Empty:

@@ -23,6 +23,10 @@ from bench.gpu.context import Context
 from bench.gpu.rows import Row
 
 DONE, FAILED, SKIPPED, LATE = "done", "failed", "skipped", "out of time"
+#: Seconds in which a worker must be ready.
+START = 120.0
+#: What a pipe raises whose other end is gone.
+_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 #: What a file says of a part that was under way when the whole run was cut off.
 CUT_OFF = "cut off"
 
@@ -78,10 +82,12 @@ class Worker:
     def run(
         self, part: Callable[[Context], None], seconds: float, emit: Callable[[Row], None]
     ) -> Result:
-        """What came of it; ``emit`` has each row as soon as it is there."""
+        """What came of it; ``emit`` has each row as soon as it is there. Its seconds begin once the
+        process is `ready`: importing torch takes some, a dozen times at once many."""
+        error = self.ready()
         start = time.monotonic()
-        if self._process is None:
-            self._start()
+        if error:
+            return Result(FAILED, 0.0, [], error)
         assert self._pipe is not None
         rows: list[Row] = []
         try:
@@ -102,12 +108,30 @@ class Worker:
                     self.stop()
                 status = FAILED if error else DONE
                 return Result(status, time.monotonic() - start, rows, error)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            self._process.join(5)
-            code = self._process.exitcode
-            self.stop()
-            error = f"its process ended with exit status {code}"
-            return Result(FAILED, time.monotonic() - start, rows, error)
+        except _GONE:
+            return Result(FAILED, time.monotonic() - start, rows, self._end())
+
+    def ready(self) -> str:
+        """Start the process, where there is none; why it cannot take a part, or nothing."""
+        if self._process is not None:
+            return ""
+        self._start()
+        assert self._pipe is not None
+        try:
+            if self._pipe.poll(START):
+                self._pipe.recv()
+                return ""
+        except _GONE:
+            return self._end()
+        self.stop()
+        return f"its process was not ready after {START:.0f} s"
+
+    def _end(self) -> str:
+        """What is known of a process that is gone."""
+        self._process.join(5)
+        code = self._process.exitcode
+        self.stop()
+        return f"its process ended with exit status {code}"
 
     def stop(self, patience: float = 5.0) -> None:
         """End the process, which is given ``patience`` seconds to end what it has started."""
@@ -137,11 +161,12 @@ def end_on_terminate() -> None:
 
 
 def _serve(pipe: Connection, device: str, tiny: bool) -> None:
-    """The worker: parts come in, rows and an outcome go out."""
+    """The worker: it says that it is ready; parts come in, rows and an outcome go out."""
     end_on_terminate()
     where = torch.device(device)
     if tiny:
         rehearsal.prepare()
+    pipe.send(("ready", None))
     while True:
         try:
             part, seconds = pipe.recv()

@@ -41,3 +41,12 @@ def sleeps_beside(marker, context):
         child.kill()
         child.wait()
         Path(marker).write_text("ended")
+
+
+def ends_at_once(pipe, device, tiny):
+    """In the place of a worker."""
+    os._exit(4)
+
+
+def is_never_ready(pipe, device, tiny):
+    time.sleep(60)

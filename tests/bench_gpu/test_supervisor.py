@@ -56,6 +56,28 @@ def test_a_late_part_leaves_its_rows_and_is_stopped(worker):
     assert run(worker, odd_parts.well).status == DONE
 
 
+def test_seconds_begin_once_the_process_is_ready():
+    """It imports torch first, which takes longer than a second."""
+    fresh = Worker("cpu", False, grace=0.0)
+    try:
+        result = run(fresh, odd_parts.well, 0.7)
+    finally:
+        fresh.stop()
+    assert (result.status, result.error) == (DONE, "")
+    assert result.seconds < 0.7
+
+
+def test_a_process_that_never_is_ready_costs_its_part(monkeypatch):
+    for ends, error in (
+        (odd_parts.ends_at_once, "its process ended with exit status 4"),
+        (odd_parts.is_never_ready, "its process was not ready after 3 s"),
+    ):
+        monkeypatch.setattr(supervisor, "START", 30.0 if ends is odd_parts.ends_at_once else 3.0)
+        monkeypatch.setattr(supervisor, "_serve", ends)
+        result = run(Worker("cpu", False), odd_parts.well)
+        assert (result.status, result.error) == (FAILED, error)
+
+
 def test_a_stopped_part_ends_what_it_started(worker, tmp_path):
     marker = tmp_path / "marker"
     run(worker, odd_parts.well)
