@@ -28,9 +28,9 @@ def add(commands: Any) -> None:
         "--contestant",
         **several,
         help="bp-eager, bp-compiled, hand-written-bp, hand-written-dfa, tinydfa, biotorch, or a "
-        "backend: reference, triton, cuda, triton+cuda (small calls by cuda, large ones by triton), "
-        "one of yours, also as BACKEND/torch.optim and "
-        "BACKEND/backward (all that can run)",
+        "backend: reference, triton, cuda, triton+cuda (small calls by cuda, large ones by "
+        "triton), one of yours, also as BACKEND/torch.optim and BACKEND/backward (all that can "
+        "run)",
     )
     bench.add_argument(
         "--shape",
