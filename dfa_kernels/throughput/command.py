@@ -1,7 +1,7 @@
 """`dfa-kernels bench`, from what was asked for to the file and the tables that it leaves.
 
-The file is written again whenever something was measured: what ends the run early, Ctrl-C among
-it, leaves everything until then.
+The file is written at the first row, and again whenever something was measured: what ends the run
+early, Ctrl-C among it, leaves everything until then.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ SCALING_SECONDS = 1.0
 
 
 class Book:
-    """The result so far, and its file."""
+    """The result so far, and its file, which begins with the first row."""
 
     def __init__(self, path: Path, begun: Result) -> None:
         self.path, self.result = path, begun
-        result.write(path, begun)  # what cannot be written is said before anything is measured
 
     def add(self, **changes: Any) -> None:
         """Fields of `Result`: tuples are added to what is there."""
@@ -51,6 +50,8 @@ class Book:
     def put(self, **changes: Any) -> None:
         """Fields of `Result`, in place of what is there."""
         self.result = replace(self.result, **changes)
+        if not self.result.rows:
+            return
         try:
             result.write(self.path, self.result)
         except InputError as refused:  # the disk may have room again, and the tables are printed
@@ -88,6 +89,9 @@ def measure(
             _scale(options, book, with_memory)
     except (Interrupted, KeyboardInterrupt):
         status = 130
+    if status and not book.result.rows:
+        _say("interrupted before the first row: nothing was written")
+        return status
     table.show(book.result, table.console())
     if status:
         _say(f"interrupted: the {len(book.result.rows)} rows until then are in {path}")

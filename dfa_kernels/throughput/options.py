@@ -172,6 +172,8 @@ def prepare(folder: Path, overwrite: bool) -> Path:
     path = folder / FILE
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, not a folder")
+    if path.is_dir():
+        raise InputError(f"{path}, the file to write, is a folder: give another --out")
     if path.exists() and not overwrite:
         raise InputError(
             f"{folder} holds a result ({FILE}): replace it with --overwrite, or give another --out"

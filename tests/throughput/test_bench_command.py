@@ -146,12 +146,32 @@ def test_ctrl_c_keeps_the_rows_until_then(made_up, tmp_path, capsys):
     assert "interrupted: the 4 rows until then are in" in capsys.readouterr().err
 
 
+def test_ctrl_c_before_the_first_row_writes_nothing(made_up, tmp_path, capsys, monkeypatch):
+    """The same command can then be given again; and a result that was there stays."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    given = ["--shape", "8,2,16,4", "--contestant", "reference", "--no-memory"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ceilings, "measure", interrupt)
+        assert bench(*given, out=tmp_path) == 130
+        said = capsys.readouterr()
+        assert "interrupted before the first row: nothing was written" in said.err
+        assert not said.out and not list(tmp_path.iterdir())
+    assert bench(*given, out=tmp_path) == 0
+    before = (tmp_path / "throughput.json").read_bytes()
+    monkeypatch.setattr(ceilings, "measure", interrupt)
+    assert bench(*given, "--overwrite", out=tmp_path) == 130
+    assert (tmp_path / "throughput.json").read_bytes() == before
+
+
 def test_rows_are_written_as_soon_as_they_are_measured(made_up, tmp_path):
     seen = []
 
     def events(jobs):
         path = tmp_path / "throughput.json"
-        seen.append(len(result.read(path).rows))
+        seen.append(len(result.read(path).rows) if path.exists() else 0)
         yield from made_up.events(jobs)
 
     command.events = events  # the fixture's monkeypatch puts it back

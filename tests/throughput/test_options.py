@@ -131,6 +131,9 @@ def test_the_folder_is_made_and_a_result_in_it_is_not_lost(tmp_path):
         options.prepare(path, False)
     with pytest.raises(InputError, match="cannot be made"):
         options.prepare(path / "under", False)
+    (tmp_path / options.FILE).mkdir()
+    with pytest.raises(InputError, match=f"{options.FILE}, the file to write, is a folder"):
+        options.prepare(tmp_path, True)
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
