@@ -20,13 +20,15 @@ from typing import NamedTuple
 import torch
 
 from bench.gpu.context import Context
-from bench.gpu.rows import BROKEN, NOT_RUN, PASSED, Row, check, fact
-from bench.gpu.supervisor import DONE, Result, Worker
+from bench.gpu.rows import BROKEN, NO_TIME, NOT_RUN, PASSED, Row, check, fact
+from bench.gpu.supervisor import DONE, LATE, Result, Worker
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "gpu"
-#: Processes for the tests, most of whose time goes into compiling kernels; and seconds for one.
-WORKERS, SECONDS = 12, 100.0
+#: Processes for the tests, most of whose time goes into compiling kernels.
+WORKERS = 12
+#: What takes longest, which therefore comes first: tests of its kernels' results, at that.
+CONFORMANCE = "test_gpu_conformance"
 #: compute-sanitizer's exit status where it found an error.
 FOUND = 9
 
@@ -45,11 +47,11 @@ class Case(NamedTuple):
 
 
 def collected(folder: Path, pattern: str = "test_*.py") -> list[Case]:
-    """Every test of ``folder``'s files; those that compile longest happen to be in the last of
-    them, which therefore come first."""
+    """Every test of ``folder``'s files: conformance, then those of the other files."""
     label = _module(folder, "gpu_cases").label
     found = []
-    for file in sorted(folder.glob(pattern), reverse=True):
+    files = sorted(folder.glob(pattern), reverse=True)
+    for file in sorted(files, key=lambda file: file.stem != CONFORMANCE):
         for name, function in vars(_module(folder, file.stem)).items():
             if not name.startswith("test_"):
                 continue
@@ -116,7 +118,7 @@ def run_tests(every: list[Case], count: int, make: Callable[[], Worker], context
             except Empty:
                 return
             part = functools.partial(run_one, test)
-            result = worker.run(part, min(SECONDS, left), lambda _: None)
+            result = worker.run(part, left, lambda _: None)
             with one_at_a_time:
                 context.emit(outcome(test, result))
                 ended.append(test)
@@ -137,6 +139,8 @@ def run_tests(every: list[Case], count: int, make: Callable[[], Worker], context
 def outcome(test: Case, result: Result) -> Row:
     """What a worker's result says of the test."""
     name = f"tests/gpu/{test}"
+    if result.status == LATE:
+        return check(name, NO_TIME, result.error, result.seconds)
     if result.status != DONE:
         reason = result.error.strip().splitlines()[-1]
         return check(name, BROKEN, reason, result.seconds, result.error)

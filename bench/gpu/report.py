@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from bench.gpu.parts import PARTS
-from bench.gpu.rows import BROKEN, PASSED, TARGETS, Row, against_ceilings, ceilings, checked
+from bench.gpu.rows import (
+    BROKEN,
+    NO_TIME,
+    PASSED,
+    TARGETS,
+    Row,
+    against_ceilings,
+    ceilings,
+    checked,
+)
 from bench.gpu.supervisor import DONE, LATE, SKIPPED, Result
 
 
@@ -44,12 +53,11 @@ def failures(results: dict[str, Result], rehearsal: bool = False) -> list[str]:
             found.append(f"{name}: {status}")
         elif name == "tests" and not any(r.get("outcome") == PASSED for r in rows):
             found.append("tests: none passed")
-        found += [row["name"] for row in rows if _failed(row)]
+        checks = [row for row in rows if row["kind"] == "check"]
+        found += [row["name"] for row in checks if row["outcome"] == BROKEN]
+        if stopped := sum(row["outcome"] == NO_TIME for row in checks):
+            found.append(f"{name}: {stopped} had too little time")
     return found
-
-
-def _failed(row: Row) -> bool:
-    return row["kind"] == "check" and row["outcome"] == BROKEN
 
 
 def markdown(report: dict[str, Any]) -> str:

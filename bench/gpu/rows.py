@@ -71,12 +71,13 @@ def fact(name: str, value: object, wanted: object = None, unit: str = "") -> Row
     return row
 
 
-PASSED, BROKEN, NOT_RUN = "passed", "failed", "skipped"
+#: `NO_TIME`: it was stopped, and shows nothing of what it tests.
+PASSED, BROKEN, NOT_RUN, NO_TIME = "passed", "failed", "skipped", "not run: time"
 
 
 def check(name: str, outcome: str, why: str = "", seconds: float = 0.0, output: str = "") -> Row:
-    """A test, or a tool that looks for errors: ``outcome`` is `PASSED`, `BROKEN` or `NOT_RUN`, and
-    ``why`` a sentence."""
+    """A test, or a tool that looks for errors: ``outcome`` is `PASSED`, `BROKEN`, `NOT_RUN` or
+    `NO_TIME`, and ``why`` a sentence."""
     return {
         "kind": "check",
         "name": name,
@@ -92,7 +93,8 @@ def checked(rows: Sequence[Row], complete: bool) -> tuple[dict[str, int], str | 
     counts = Counter(r["outcome"] for r in rows if r["kind"] == "check")
     if counts[BROKEN]:
         return dict(counts), MISSED
-    return dict(counts), REACHED if complete and counts[PASSED] else None
+    every = complete and not counts[NO_TIME]
+    return dict(counts), REACHED if every and counts[PASSED] else None
 
 
 class Target(NamedTuple):

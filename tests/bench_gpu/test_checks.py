@@ -1,5 +1,7 @@
 """The tests of tests/gpu as `bench.gpu` collects and runs them, and what a sanitizer prints."""
 
+import importlib
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ from bench.gpu import checks
 from bench.gpu.checks import Case, outcome, run_tests, sanitized
 from bench.gpu.context import Context
 from bench.gpu.parts import PARTS
-from bench.gpu.rows import BROKEN, NOT_RUN, PASSED
+from bench.gpu.rows import BROKEN, NO_TIME, NOT_RUN, PASSED
 from bench.gpu.supervisor import DONE, FAILED, LATE, Result
+from dfa_kernels.testing import _checks
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +53,22 @@ def test_every_test_of_the_folder_is_collected_once():
     files = {f.stem for f in checks.TESTS.glob("test_*.py")}
     assert {t.module for t in found} == files
     assert len([t for t in found if t.function == "test_the_suite"]) == 2 * 16
+    conformance = [t.module == checks.CONFORMANCE for t in found]
+    assert conformance == sorted(conformance, reverse=True), "it takes longest, and comes first"
+
+
+def test_every_check_of_the_suite_is_in_one_share(monkeypatch):
+    monkeypatch.syspath_prepend(str(checks.TESTS))
+    conformance = importlib.import_module(checks.CONFORMANCE)
+    monkeypatch.setattr(conformance, "SHARES", 48)
+    every = [name for name, _ in _checks(torch.device("cpu"))]
+    for prefixes in (("",), ("gradients ", "step_ ", "layouts")):
+        shares = [[n for n, _ in conformance.dealt(s, *prefixes)] for s in range(48)]
+        wanted = [name for name in every if name.startswith(prefixes)]
+        assert sorted(itertools.chain(*shares)) == sorted(wanted)
+        # costs are even: neighbours, which compile about as much, are in different ones
+        assert {len(share) for share in shares} <= {len(wanted) // 48, len(wanted) // 48 + 1}
+        assert [share[0] for share in shares] == wanted[:48]
 
 
 def test_vectors_come_by_themselves_and_first():
@@ -90,7 +109,7 @@ def test_the_outcome_of_a_test():
         ("test_a", PASSED, ""),
         ("test_b", NOT_RUN, "needs 30 GB free"),
         ("test_c", BROKEN, "AssertionError: no"),
-        ("test_d", BROKEN, "stopped after 9 s"),
+        ("test_d", NO_TIME, "stopped after 9 s"),
     ]
     assert "line" in made[2]["output"]
 

@@ -8,6 +8,7 @@ from bench.gpu import report, rows, steps
 from bench.gpu.rows import (
     BROKEN,
     MISSED,
+    NO_TIME,
     NOT_RUN,
     PASSED,
     REACHED,
@@ -175,6 +176,18 @@ def test_tests_that_did_not_all_run_have_no_verdict():
     assert rows.checked([passed], False) == ({PASSED: 1}, None)
     assert rows.checked([check("c", NOT_RUN)], True)[1] is None
     assert rows.checked([passed, failed], False)[1] == MISSED
+    late = check("d", NO_TIME, "stopped after 9 s")
+    assert rows.checked([passed, late], True) == ({PASSED: 1, NO_TIME: 1}, None)
+    assert rows.checked([passed, late, failed], True)[1] == MISSED
+
+
+def test_a_test_without_time_is_shown_and_no_failure_of_a_kernel():
+    late = [check("tests/gpu/a", PASSED), check("tests/gpu/b", NO_TIME, "stopped after 9 s")]
+    given = {"tests": Result(DONE, 9.0, late)}
+    text = "\n".join(lines(given))
+    assert "| Tests | all pass | 1 passed, 1 not run: time | not run to the end |" in text
+    assert "- not run: time: `tests/gpu/b`: stopped after 9 s" in text
+    assert report.failures(given) == ["tests: 1 had too little time"]
 
 
 def test_failures():
