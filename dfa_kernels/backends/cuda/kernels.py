@@ -24,6 +24,7 @@ from dfa_kernels.backends.contract import (
 )
 from dfa_kernels.backends.cuda import project, rules, update
 from dfa_kernels.backends.cuda.launch import Launcher, stream_of
+from dfa_kernels.backends.current import current
 from dfa_kernels.backends.grouped import backend
 from dfa_kernels.backends.grouped.hyper import COLUMNS
 from dfa_kernels.backends.tf32 import tf32_allowed
@@ -113,4 +114,5 @@ class Kernels(backend.Kernels):
         ]  # fmt: skip
         scratch = self._launcher.scratch(device, stream)
         given = numbers, self._exchange, feedback.values, updates
-        return self._plain(*given, CODES, _COLUMNS[rule], scratch, repeated)
+        with current(device):
+            return self._plain(*given, CODES, _COLUMNS[rule], scratch, repeated)

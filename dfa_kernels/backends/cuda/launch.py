@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dfa_kernels.backends.current import current
+
 #: Floats that are kept from one step to the next: to allocate them costs a small step a fifth of
 #: its time on the host.
 KEPT = 1 << 20
@@ -39,13 +41,14 @@ class Launcher(threading.local):
             ValueError: what csrc/binding.cpp refuses.
             RuntimeError: what CUDA says, by its name.
         """
-        for kernel, index, multiprocessors, table, _ in launches:
-            stream = stream_of(device, index)
-            numbers = [index, stream, multiprocessors, *table]
-            if kernel == "project":
-                self._project(numbers)
-            else:
-                self._update(numbers, self.scratch(device, stream))
+        with current(device):
+            for kernel, index, multiprocessors, table, _ in launches:
+                stream = stream_of(device, index)
+                numbers = [index, stream, multiprocessors, *table]
+                if kernel == "project":
+                    self._project(numbers)
+                else:
+                    self._update(numbers, self.scratch(device, stream))
 
     def scratch(self, device: torch.device, stream: int) -> Scratch:
         """What gives launches on a stream their scratch."""

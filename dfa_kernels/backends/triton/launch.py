@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from dfa_kernels.backends.current import current
 from dfa_kernels.backends.triton import tuning
 from dfa_kernels.backends.triton.table import Tables
 
@@ -150,16 +150,6 @@ class Launcher:
                 *arguments, launch.constants, grid=(launch.grid,), **launch.options
             )
             self._compiled.add(key)
-
-
-def current(device: torch.device) -> AbstractContextManager[Any]:
-    """Within, the device is torch's current one, which is where Triton starts what it is given."""
-    if device.type != "cuda" or torch.cuda.current_device() == device.index:
-        return _AS_IT_IS
-    return torch.cuda.device(device)
-
-
-_AS_IT_IS = nullcontext()
 
 
 def _start(launch: Launch, arguments: tuple) -> None:

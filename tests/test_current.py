@@ -1,0 +1,58 @@
+"""Kernels start on the device of the tensors, and torch's current one is as it was afterwards."""
+
+import contextlib
+
+import pytest
+import torch
+
+from dfa_kernels.backends.cuda import launch
+from dfa_kernels.backends.current import current
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """torch's current device, and those before it."""
+    entered = [0]
+
+    @contextlib.contextmanager
+    def device(chosen):
+        entered.append(chosen.index)
+        yield
+        entered.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: entered[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    return entered
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_another_device_is_made_current(index, devices):
+    with current(torch.device("cuda", index)):
+        assert devices == ([0] if index == 0 else [0, 1])
+    assert devices == [0]
+
+
+def test_a_cpu_is_asked_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("asked"))
+    with current(torch.device("cpu")):
+        pass
+
+
+def test_cudas_launches_start_there(devices, monkeypatch):
+    class Core:
+        started: list = []  # noqa: RUF012
+
+        def project(self, numbers):
+            self.started.append(devices[-1])
+
+        def update(self, numbers, scratch):
+            self.started.append(devices[-1])
+
+    monkeypatch.setattr(launch, "stream_of", lambda device, index: 0)
+    there, launcher = torch.device("cuda", 1), launch.Launcher(Core())
+    monkeypatch.setattr(launcher, "scratch", lambda device, stream: None)
+    launcher.run(
+        [launch.Launch(kernel, 1, 132, [], None) for kernel in ("project", "update")], there
+    )
+    assert Core.started == [1, 1]
+    assert devices == [0]
