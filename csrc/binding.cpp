@@ -280,6 +280,8 @@ PYBIND11_MODULE(_core, module) {
         py::arg("groups") = kProjectGroups, py::arg("targets") = kProjectTargets,
         py::arg("layers") = kUpdateLayers, py::arg("segments") = kUpdateSegments,
         py::arg("rows") = kUpdateRows, py::arg("fly_error") = kFlyError);
+    module.attr("runtime") = kRuntimeVersion;
+    module.def("driver", driver_version, "The newest CUDA that the driver runs; 0 without one.");
     module.def("project", run_project, "Start `project` of what the list says.");
     module.def("update", run_update,
                "Start `update` of what the list says; scratch(floats, counters) gives addresses of "

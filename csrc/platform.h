@@ -42,6 +42,13 @@ inline const char* error_text(Error error) { return cudaGetErrorString(error); }
 inline Error current_device(int* device) { return cudaGetDevice(device); }
 inline Error use_device(int device) { return cudaSetDevice(device); }
 
+// As 1000 · major + 10 · minor: of this build, and the newest that the driver runs, 0 without one.
+constexpr int kRuntimeVersion = CUDART_VERSION;
+inline int driver_version() {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == kSuccess ? version : 0;
+}
+
 constexpr size_t kSharedWithoutAsking = 48 * 1024;
 
 // Arguments go by address: the runtime copies them once, into the launch.

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -235,6 +236,41 @@ def test_devices(build, recorded, monkeypatch, capability, message):
     monkeypatch.setenv("DFA_KERNELS_CUDA_ARCHS", "86 90")
     build.leave_record(recorded, build.Toolkit(Path("nvcc"), Path(), (13, 0)), None)
     assert extension.unsuited(capability, "cuda:0") == message
+
+
+@pytest.mark.parametrize(
+    ("runtime", "driver", "capability", "needed"),
+    [
+        (13000, 13000, (9, 0), None),
+        (13020, 13000, (9, 0), None),  # machine code, of the same major version
+        (13000, 12080, (9, 0), "13.0"),
+        (13020, 13000, (12, 0), "13.2"),  # PTX
+        (13020, 13030, (12, 0), None),
+        (12080, 12000, (9, 0), "12.1"),  # parameters
+        (12080, 12010, (9, 0), None),
+    ],
+)
+def test_drivers(build, recorded, monkeypatch, runtime, driver, capability, needed):
+    monkeypatch.setenv("DFA_KERNELS_CUDA_ARCHS", "86 90")
+    build.leave_record(recorded, build.Toolkit(Path("nvcc"), Path(), (13, 0)), None)
+    core = SimpleNamespace(runtime=runtime, driver=lambda: driver)
+    monkeypatch.setattr(extension, "load", lambda: core)
+    said = extension.outdated(capability)
+    if needed is None:
+        assert said is None
+    else:
+        built, has = (f"{v // 1000}.{v % 1000 // 10}" for v in (runtime, driver))
+        assert said == (
+            f"it was built by CUDA {built} and needs a driver of CUDA {needed}, and this one is of "
+            f"{has}: update the driver, or install with an older nvcc"
+        )
+
+
+def test_no_driver(build, recorded, monkeypatch):
+    build.leave_record(recorded, build.Toolkit(Path("nvcc"), Path(), (13, 0)), None)
+    core = SimpleNamespace(runtime=13000, driver=lambda: 0)
+    monkeypatch.setattr(extension, "load", lambda: core)
+    assert ", and there is none: " in extension.outdated((9, 0))
 
 
 def test_where_there_is_an_nvcc_this_checkout_was_compiled(build, monkeypatch):

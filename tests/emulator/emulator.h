@@ -39,6 +39,8 @@ constexpr Error kSuccess = nullptr, kInvalidValue = "invalid value";
 inline const char* error_name(Error error) { return error ? "EmulatorError" : "success"; }
 inline const char* error_text(Error error) { return error ? error : "no error"; }
 inline Error current_device(int* device) { return *device = 0, kSuccess; }
+constexpr int kRuntimeVersion = 0;
+inline int driver_version() { return 0; }
 inline Error use_device(int device) { return device == 0 ? kSuccess : "there is no such device"; }
 
 namespace emulator {

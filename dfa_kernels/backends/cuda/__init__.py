@@ -41,7 +41,8 @@ class CUDA:
             return "it runs on NVIDIA GPUs, and this torch is built for ROCm"
         if not torch.cuda.is_available():
             return "there is no CUDA device"
-        return extension.unsuited(torch.cuda.get_device_capability(device), str(device))
+        capability = torch.cuda.get_device_capability(device)
+        return extension.unsuited(capability, str(device)) or extension.outdated(capability)
 
     def describe(self) -> str:
         """One line for ``dfa-kernels info``."""

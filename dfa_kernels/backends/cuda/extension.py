@@ -90,13 +90,44 @@ def unsuited(capability: tuple[int, int], device: str) -> str | None:
         return f"it needs compute capability 8.0, and {device} has {_dotted(has)}"
     built = record()
     assert built is not None
-    same = any(a // 10 == capability[0] and a <= has for a in built.architectures)
-    if same or (built.ptx is not None and built.ptx <= has):
+    if _has_machine_code(built, capability) or (built.ptx is not None and built.ptx <= has):
         return None
     return (
         f"it was built for compute capability {_listed(built)}, and {device} has {_dotted(has)}: "
         f"install with DFA_KERNELS_CUDA_ARCHS={has}"
     )
+
+
+def outdated(capability: tuple[int, int]) -> str | None:
+    """Why the driver cannot run what was built for a device of this compute capability; None where
+    it can. A driver runs machine code of every CUDA of its major version, PTX of none newer than
+    itself, and from 12.1 on kernels of as many parameters as these."""
+    core, built = load(), record()
+    assert built is not None
+    driver, runtime = core.driver(), core.runtime
+    needed = max(_WIDE_PARAMETERS, runtime // 1000 * 1000)
+    if not _has_machine_code(built, capability):
+        needed = max(needed, runtime)
+    if driver >= needed:
+        return None
+    found = f"this one is of {_release(driver)}" if driver else "there is none"
+    return (
+        f"it was built by CUDA {_release(runtime)} and needs a driver of CUDA {_release(needed)}, "
+        f"and {found}: update the driver, or install with an older nvcc"
+    )
+
+
+#: The first CUDA whose kernels take more than 4096 bytes of parameters.
+_WIDE_PARAMETERS = 12010
+
+
+def _release(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _has_machine_code(built: Record, capability: tuple[int, int]) -> bool:
+    has = 10 * capability[0] + capability[1]
+    return any(a // 10 == capability[0] and a <= has for a in built.architectures)
 
 
 def describe() -> str:
