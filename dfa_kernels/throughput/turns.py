@@ -105,13 +105,15 @@ def main(marker: Path) -> int:
     os.dup2(2, 1)
     warnings.filterwarnings("ignore", module="torch")
     jobs = [Job.of(given) for given in json.load(sys.stdin)]
-    whose = os.open(marker, os.O_WRONLY | os.O_CREAT)
+    whose, starter = os.open(marker, os.O_WRONLY | os.O_CREAT), os.getppid()
 
     def emit(event: Event) -> None:
         channel.write(json.dumps(event) + "\n")
         channel.flush()
 
     def before(name: str) -> None:
+        if os.getppid() != starter:
+            raise BrokenPipeError("whoever started this process has been ended")
         text = name.encode()
         os.pwrite(whose, text, 0)
         os.ftruncate(whose, len(text))
@@ -126,6 +128,8 @@ def main(marker: Path) -> int:
         return 130
     except BrokenDeviceError:
         return BROKEN
+    except BrokenPipeError:  # nobody listens any more: what is unsaid must not be said at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), channel.fileno())
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -144,6 +145,49 @@ def scripted(tmp_path, monkeypatch):
         return "scripted_turns"
 
     return make
+
+
+STARTER = """
+from dfa_kernels.throughput import runner
+from dfa_kernels.throughput.job import Job
+
+for event in runner.events([Job(("bp-eager", "reference"), (3, 1, 4, 2), seconds=600.0)]):
+    print(event["event"], flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM for one process there")
+def test_whoever_is_ended_leaves_nobody_behind_that_measures_or_complains():
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert starter.stdout.readline() == "begun\n"
+    starter.terminate()
+    # the end of what both of them may write to: at once, and not after 600 seconds
+    _, complaints = starter.communicate(timeout=60)
+    assert starter.returncode == -signal.SIGTERM
+    assert complaints == ""
+
+
+def test_what_cannot_be_told_ends_a_process_without_a_word(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dfa_kernels.throughput.turns", str(tmp_path / "marker")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    process.stdin.write('[{"contestants": ["bp-eager"], "shape": [3, 1, 4, 2]}]')
+    process.stdin.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+    process.stderr.close()
 
 
 def test_a_process_that_ends_before_anybodys_turn_ends_all_rows(scripted):
