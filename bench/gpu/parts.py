@@ -30,23 +30,25 @@ def _call(where: str, context: Context) -> None:
     getattr(importlib.import_module(module), function)(context)
 
 
+#: Whether the kernels are right comes before how fast they are, and the largest claims before the
+#: others: time may end before this list.
 PARTS = {
     "environment": Part("Machine", "bench.gpu.machine:describe", 5, 40),
     "build": Part("csrc/", "bench.gpu.build:build", 20, 90),
     "vectors": Part("Test vectors", "bench.gpu.checks:vectors", 20, 60),
-    "tests": Part("Tests", "bench.gpu.checks:tests", 30, 170),
-    "sanitizer": Part("compute-sanitizer", "bench.gpu.checks:sanitizer", 20, 60),
+    "tests": Part("Tests", "bench.gpu.checks:tests", 30, 120),
     "ceilings": Part("Ceilings", "bench.gpu.ceilings:measure", 10, 30),
+    "large": Part("Large MLP, autocast", "bench.gpu.steps:large", 20, 60),
+    "small": Part("Small MLP, autocast", "bench.gpu.steps:small", 20, 45),
+    "narrow": Part("Narrow MLP, eager", "bench.gpu.steps:narrow", 20, 45),
+    "nerf": Part("NeRF's MLP, autocast", "bench.gpu.steps:field", 20, 45),
+    "small-graph": Part("Small MLP, graphs", "bench.gpu.steps:small_graph", 20, 45),
     "project": Part("`project`", "bench.gpu.kernels:projections", 10, 35),
     "update": Part("`update`", "bench.gpu.kernels:updates", 10, 30),
     "project-cuda": Part("`project`, CUDA", "bench.gpu.kernels:cuda_projections", 10, 20),
     "update-cuda": Part("`update`, CUDA", "bench.gpu.kernels:cuda_updates", 10, 30),
     "promises": Part("Memory and bits", "bench.gpu.promises:measure", 10, 30),
-    "large": Part("Large MLP, autocast", "bench.gpu.steps:large", 20, 60),
-    "small": Part("Small MLP, autocast", "bench.gpu.steps:small", 20, 45),
-    "narrow": Part("Narrow MLP, eager", "bench.gpu.steps:narrow", 20, 45),
-    "small-graph": Part("Small MLP, graphs", "bench.gpu.steps:small_graph", 20, 45),
-    "nerf": Part("NeRF's MLP, autocast", "bench.gpu.steps:field", 20, 45),
+    "sanitizer": Part("compute-sanitizer", "bench.gpu.checks:sanitizer", 20, 40),
     "launch": Part("Host time of a call", "bench.launch:on_device", 5, 20),
     "choice": Part("Triton or CUDA", "bench.gpu.choice:measure", 10, 30),
     "epilogue": Part("ReLU in the product", "bench.gpu.epilogue:measure", 5, 15),

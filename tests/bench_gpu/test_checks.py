@@ -76,7 +76,6 @@ def test_vectors_come_by_themselves_and_first():
     assert {t.function for t in found} == {"test_instructions", "test_project", "test_update"}
     names = list(PARTS)
     assert names.index("build") < names.index("vectors") < names.index("tests")
-    assert names.index("tests") < names.index("sanitizer") < names.index("ceilings")
 
 
 def test_a_test_runs_over_its_case_and_says_why_it_is_skipped(tmp_path, monkeypatch):
