@@ -162,6 +162,49 @@ def test_what_a_sanitizer_prints(output, code, wanted, why):
     assert wanted == PASSED or row["output"] == output
 
 
+class Clock:
+    """Turned by what runs."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def sanitizers(monkeypatch, takes):
+    """What `checks.sanitizer` runs, and for how long it may, where a tool takes that long."""
+    clock, rows, ran = Clock(), [], []
+
+    def run(command, seconds, **variables):
+        tool = command[command.index("--tool") + 1]
+        ran.append((tool, seconds, command))
+        clock.now += min(seconds, takes[tool])
+        return (CLEAN, 0) if takes[tool] <= seconds else ("", None)
+
+    monkeypatch.setattr(checks, "_run", run)
+    monkeypatch.setattr(checks.shutil, "which", lambda _: "compute-sanitizer")
+    checks.sanitizer(Context(torch.device("cuda"), False, 40.0, rows.append, clock))
+    return ran, [(r["name"].split()[-1], r["outcome"]) for r in rows]
+
+
+def test_memcheck_leaves_racecheck_its_share(monkeypatch):
+    ran, outcomes = sanitizers(monkeypatch, {"memcheck": 60.0, "racecheck": 18.0})
+    assert [(tool, seconds) for tool, seconds, _ in ran] == [
+        ("memcheck", 18.5),
+        ("racecheck", 18.5),
+    ]
+    assert outcomes == [("memcheck", NOT_RUN), ("racecheck", PASSED)]
+    ran, _ = sanitizers(monkeypatch, {"memcheck": 5.0, "racecheck": 18.0})
+    assert [seconds for _, seconds, _ in ran] == [18.5, 32.0]
+
+
+def test_a_failing_question_to_the_driver_is_no_error_of_a_kernel(monkeypatch):
+    ran, _ = sanitizers(monkeypatch, {"memcheck": 5.0, "racecheck": 18.0})
+    (_, _, memcheck), (_, _, racecheck) = ran
+    assert memcheck[memcheck.index("--report-api-errors") + 1] == "no"
+    assert "--report-api-errors" not in racecheck, "an option of memcheck's alone"
+
+
 def test_a_program_is_heard_to_its_end_or_ended():
     python = [sys.executable, "-c"]
     says = "import sys; print('a'); print('b', file=sys.stderr); sys.exit(4)"

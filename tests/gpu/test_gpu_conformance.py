@@ -8,6 +8,7 @@ import unittest.mock
 import torch
 from gpu_cases import BACKENDS, DEVICE, on_gpu, over, pick, use
 
+from bench.gpu import sanitized
 from bench.gpu.build import cuda_backend
 from dfa_kernels import backends
 from dfa_kernels.testing import _checks
@@ -46,6 +47,12 @@ def run_share(share, *prefixes):
 def dealt(share, *prefixes):
     """Checks by turns, not neighbours together, of which some compile much and others nothing."""
     return [(n, check) for n, check in _checks(DEVICE) if n.startswith(prefixes)][share::SHARES]
+
+
+@on_gpu
+def test_the_case_for_compute_sanitizer():
+    """It leaves its kernels in Triton's cache: the sanitizer's time is too short to compile them."""
+    sanitized.main()
 
 
 @on_gpu
