@@ -27,12 +27,18 @@ from dfa_kernels.throughput.source import Source, is_ours
 from dfa_kernels.training import InputError
 
 _TEMPLATE = "page.html.jinja"
+_TITLE = "dfa_kernels: what was measured"
+#: Bytes at the beginning of a page, in which its title stands.
+_HEAD = 4096
 #: Facts that tell two sources apart, the first that does being used.
 _TELLING = ("device", "commit", "dfa_kernels", "torch", "threads", "optimizer", "date")
 
 
-def report(files: Sequence[Path], out: Path) -> int:
-    """Write the page and say its verdicts; the exit status.
+def report(files: Sequence[Path], out: Path, overwrite: bool = False) -> int:
+    """Write the page and say its verdicts; the exit status. A page that was there is replaced.
+
+    Args:
+        overwrite: replace whatever else is there, but for the results themselves.
 
     Raises:
         InputError: a file cannot be read, or the page not written.
@@ -42,6 +48,11 @@ def report(files: Sequence[Path], out: Path) -> int:
         raise InputError(f"--out {out} is a folder, not a page: give {out / 'report.html'}")
     if any(out.exists() and path.samefile(out) for path in files):
         raise InputError(f"--out {out} is one of the results: the page would replace it")
+    if not overwrite and out.exists() and not _is_page(out):
+        raise InputError(
+            f"--out {out} exists and is no page of dfa-kernels report: replace it with "
+            "--overwrite, or give another --out"
+        )
     text = render(sources)
     beside = out.with_name(out.name + ".partial")
     try:
@@ -54,6 +65,14 @@ def report(files: Sequence[Path], out: Path) -> int:
         print(f"{verdict.label}: {verdict.sentence}" if verdict.label else verdict.sentence)
     print(out)
     return 0
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return f"<title>{_TITLE}</title>".encode() in file.read(_HEAD)
+    except OSError:
+        return False
 
 
 # Sources ----------------------------------------------------------------------------------------
@@ -178,6 +197,7 @@ def render(sources: Sequence[Source]) -> str:
     results = [s for s in sources if s.result is not None]
     profiles = [s for s in sources if s.log is not None]
     return environment.get_template(_TEMPLATE).render(
+        title=_TITLE,
         sources=sources,
         verdicts=verdicts(sources),
         several=len(sources) > 1,

@@ -24,6 +24,9 @@ def add(commands: Any) -> None:
     report.add_argument(
         "--out", type=Path, default=DEFAULT, metavar="PAGE.html", help=f"({DEFAULT})"
     )
+    report.add_argument(
+        "--overwrite", action="store_true", help="replace --out even where it is no such page"
+    )
     report.set_defaults(run=run)
 
 
@@ -32,4 +35,4 @@ def run(asked: argparse.Namespace) -> int:
     extras.need("bench", "jinja2")
     from dfa_kernels.throughput.page import report
 
-    return report(asked.files, asked.out)
+    return report(asked.files, asked.out, asked.overwrite)

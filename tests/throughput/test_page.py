@@ -236,6 +236,7 @@ def test_bad_files_are_one_sentence_and_write_nothing(tmp_path, capsys, monkeypa
     Path("profile-old.json").write_text(json.dumps({**log, "format": 0}))
     Path("profile-damaged.json").write_text(json.dumps({**log, "methods": {"dfa": {"ms": "x"}}}))
     Path("folder").mkdir()
+    Path("README.md").write_text("# Mine\n")
     before = sorted(p.name for p in tmp_path.iterdir())
     for arguments, message in (
         (["nowhere.json"], "nowhere.json cannot be read: No such file or directory"),
@@ -248,7 +249,10 @@ def test_bad_files_are_one_sentence_and_write_nothing(tmp_path, capsys, monkeypa
         (["profile-damaged.json"], "profile-damaged.json is damaged: methods.dfa.ms is"),
         (["run.json", "--out", "folder"], "--out folder is a folder, not a page"),
         (["run.json", "--out", "run.json"], "--out run.json is one of the results"),
+        (["run.json", "--out", "run.json", "--overwrite"], "--out run.json is one of the results"),
         (["run.json", "--out", "run.json/page.html"], "cannot be written"),
+        (["run.json", "--out", "README.md"], "--out README.md exists and is no page of"),
+        (["run.json", "--out", "old.json"], "replace it with --overwrite, or give another --out"),
         ([], "the following arguments are required: RESULT.json"),
     ):
         try:
@@ -258,6 +262,17 @@ def test_bad_files_are_one_sentence_and_write_nothing(tmp_path, capsys, monkeypa
         said = capsys.readouterr().err
         assert status == 2 and message in said and said.count("\n") == 1, (arguments, said)
         assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert Path("README.md").read_text() == "# Mine\n"
+
+
+def test_a_page_is_made_anew_and_something_else_replaced_when_asked(tmp_path):
+    run, out = saved(tmp_path, "run.json", examples.result()), tmp_path / "page.html"
+    out.write_text("# Mine\n")
+    assert cli.main(["report", str(run), "--out", str(out), "--overwrite"]) == 0
+    first = out.read_text(encoding="utf-8")
+    saved(tmp_path, "run.json", page_examples.another())
+    assert cli.main(["report", str(run), "--out", str(out)]) == 0
+    assert out.read_text(encoding="utf-8") != first
 
 
 def test_the_same_file_twice_has_two_names(tmp_path):
