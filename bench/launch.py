@@ -63,9 +63,9 @@ class Run(NamedTuple):
     call: Callable[[], object]
 
 
-def calls(kernels: Any, case: Case, variable: str) -> list[Run]:
+def calls(kernels: Any, case: Case, variable: str, prepare: Callable | None = None) -> list[Run]:
     """A step and gradients by ``kernels``, with either δ, which ``variable`` chooses; and a step
-    that repeats the last one with the next count, where they prepare such."""
+    that repeats the last one, where ``prepare`` or they themselves prepare such."""
     feedback = Feedback()
     runs: dict[str, Callable[[], object]] = {
         "step_ (AdamW)": lambda: kernels.step_(feedback, "adamw", case.updates),
@@ -73,15 +73,26 @@ def calls(kernels: Any, case: Case, variable: str) -> list[Run]:
             case.error, feedback, 0.1, case.layers, torch.bfloat16
         ),
     }
-    if hasattr(kernels, "repeated"):
-        repeated = kernels.repeated(feedback, "adamw", case.updates)
-        ((*row, _),), _ = distinct_rows(case.updates)
-        counts = itertools.count(4.0)
-        inputs, saved = zip(*[layer[:2] for layer in case.layers], strict=True)
-        runs["step_ (AdamW), repeated"] = lambda: repeated(
-            case.error, inputs, saved, [(*row, next(counts))]
-        )
+    prepare = prepare or getattr(kernels, "repeated", None)
+    if prepare is not None:
+        runs["step_ (AdamW), repeated"] = repeating(prepare, feedback, *case)
     return [Run(name, d, {variable: d}, call) for d in DELTAS for name, call in runs.items()]
+
+
+def repeating(
+    prepare: Callable,
+    feedback: Feedback,
+    error: torch.Tensor,
+    layers: Sequence[Layer],
+    updates: Sequence[LayerUpdate],
+) -> Callable[[], object]:
+    """A step of AdamW that repeats the last one with the next count, as a training loop takes it;
+    ``prepare``: a backend's `repeated`."""
+    step = prepare(feedback, "adamw", updates)
+    ((*row, _),), _ = distinct_rows(updates)
+    counts = itertools.count(4.0)
+    inputs, saved = zip(*[layer[:2] for layer in layers], strict=True)
+    return lambda: step(error, inputs, saved, [(*row, next(counts))])
 
 
 def timed(runs: Sequence[Run], repeats: int) -> list[Spread]:
@@ -105,10 +116,11 @@ def on_device(context: Context) -> None:
     names = [name for name in ("triton", cuda_backend(context.device)) if name is not None]
     for name in names:
         variable = f"DFA_KERNELS_{name.split('-')[0].upper()}_DELTA"
-        for run in calls(ops, case, variable):
+        repeated = backends.get(name).repeated  # type: ignore[attr-defined]
+        for run in calls(ops, case, variable, repeated):
             with mock.patch.dict(os.environ, run.environment), backends.use(name):
                 held = spread(host(run.call, context.device, context.pick(400, 2)))
-                seconds = context.share(8 * len(names))
+                seconds = context.share(12 * len(names))
                 took = spread(kernel(run.call, context.device, seconds, context.least))
             label = f"{run.operation} of {LAYERS} layers of {WIDTH}, N {ROWS}, δ {run.delta}"
             context.emit(fact(f"{label}, {name}: host", shown(held), unit="µs"))

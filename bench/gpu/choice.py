@@ -15,8 +15,9 @@ from bench.gpu.build import TRITON, cuda_backend
 from bench.gpu.context import Context
 from bench.gpu.promises import network, updates_of
 from bench.gpu.rows import compared
+from bench.launch import repeating
 from dfa_kernels import backends
-from dfa_kernels.backends.by_work import HOST, work_of
+from dfa_kernels.backends.by_work import AGAIN, HOST, work_of
 from dfa_kernels.feedback import Feedback
 from dfa_kernels.throughput.timing import rounds
 
@@ -27,8 +28,8 @@ TINY = ((8, 16), (16, 16))
 
 
 def measure(context: Context) -> None:
-    """A step of AdamW on bf16 activations and fp32 parameters: as a loop takes it, where the host
-    waits for nothing, and the device's work alone."""
+    """A step of AdamW on bf16 activations and fp32 parameters: as a loop takes it, which repeats
+    its last one; planned anew, as after a change; and the device's work alone."""
     cuda = cuda_backend(context.device)
     if cuda is None:
         context.say("csrc/ is not built: there is nothing to choose between.")
@@ -37,17 +38,23 @@ def measure(context: Context) -> None:
     for rows, width in shapes:
         error, layers = network(context.device, torch.bfloat16, rows, 10, [width] * 8)
         updates = updates_of(error, layers)
-        runs = {
-            name: partial(backends.get(name).step_, Feedback(), "adamw", updates)  # type: ignore[attr-defined]
-            for name in (TRITON, cuda)
+        both = {name: backends.get(name) for name in (TRITON, cuda)}
+        anew = {n: partial(b.step_, Feedback(), "adamw", updates) for n, b in both.items()}  # type: ignore[attr-defined]
+        again = {
+            n: repeating(b.repeated, Feedback(), error, layers, updates)  # type: ignore[attr-defined]
+            for n, b in both.items()
         }
-        counted = work_of(updates) / HOST
-        for how, ahead in (("in a loop", False), ("on the device", True)):
+        for how, runs, ahead, most in (
+            ("in a loop", again, False, AGAIN),
+            ("planned anew", anew, False, HOST),
+            ("on the device", again, True, AGAIN),
+        ):
             times = rounds(
-                runs, context.device, context.share(2 * len(shapes)), ahead=ahead,
+                runs, context.device, context.share(3 * len(shapes)), ahead=ahead,
                 least=context.least,
             )  # fmt: skip
-            label = f"step_ of 8 layers of {width}, N {rows}, {how}, {counted:.2g} of the most"
+            counted = f"{work_of(updates) / most:.2g} of the most"
+            label = f"step_ of 8 layers of {width}, N {rows}, {how}, {counted}"
             context.emit(compared(label, times[cuda], times[TRITON], TRITON, None))
-        del error, layers, updates, runs
+        del error, layers, updates, anew, again, runs
         gc.collect()

@@ -51,7 +51,7 @@ def dealt(share, *prefixes):
 
 @on_gpu
 def test_the_case_for_compute_sanitizer():
-    """It leaves its kernels in Triton's cache: the sanitizer's time is too short to compile them."""
+    """It leaves its kernels in Triton's cache: the sanitizer's time is short for compiling them."""
     sanitized.main()
 
 
