@@ -233,8 +233,27 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | None) ->
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"done": torch.zeros(1000)})
     path.write_bytes(path.read_bytes()[:500] if content is None else content)
-    with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read"):
+    with pytest.raises(InputError) as error:
         checkpoint.load(path)
+    assert str(error.value) == f"{path} is not a checkpoint of dfa-kernels train, or is damaged"
+
+
+class Stranger:
+    """What a checkpoint that is only data cannot hold."""
+
+
+@pytest.mark.parametrize("content", [Stranger(), {"weight": torch.zeros(3)}, [1, 2]])
+def test_another_file_of_torchs_is_no_checkpoint(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save(content, path)
+    with pytest.raises(InputError) as error:
+        checkpoint.load(path)
+    assert str(error.value) == f"{path} is not a checkpoint of dfa-kernels train, or is damaged"
+
+
+def test_a_checkpoint_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be read: Is a directory"):
+        checkpoint.load(tmp_path)
 
 
 GIVEN = {"hidden": (16,), "seeds": 1, "epochs": 20, "batch": 32, "device": "cpu"}
