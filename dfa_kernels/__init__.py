@@ -3,7 +3,8 @@
 from dfa_kernels import backends, optim, testing
 from dfa_kernels.alignment import alignment
 from dfa_kernels.feedback import Feedback
-from dfa_kernels.module import DFA, Linear, fuse
+from dfa_kernels.linear import Linear, fuse
+from dfa_kernels.module import DFA
 from dfa_kernels.version import __version__
 
 __all__ = [

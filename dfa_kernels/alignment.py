@@ -6,6 +6,7 @@ gradient dL/dh through the same weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfa_kernels import ops
+from dfa_kernels.autograd import PointPlan
 from dfa_kernels.backends.contract import Point
 from dfa_kernels.module import DFA
-from dfa_kernels.recording import Observation, active
+from dfa_kernels.recording import RecordedPoint, Recording, active, check_real
 
 
 class Cosine(NamedTuple):
@@ -72,6 +74,36 @@ def alignment(
             plan.name: _cosine(gradient, delta)
             for plan, gradient, delta in zip(plans, true, projected, strict=True)
         }
+
+
+class Observation(Recording):
+    """A forward pass that cuts nothing: for measuring beside backpropagation."""
+
+    error: Tensor
+
+    def fuses(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        return False
+
+    def point(self, name: str, output: Tensor) -> Tensor:
+        if self._admits(name):
+            check_real(output, f"point {name!r}")
+            if not output.requires_grad:
+                output.requires_grad_()
+            self.points.append(RecordedPoint(name, output, output))
+        return output
+
+    def close(self, output: Tensor) -> Tensor:
+        self.closed = True
+        if self.points and self.points[-1].output is output:
+            self.points.pop()
+        self.error = output
+        return output
+
+    def plans(self) -> tuple[list[PointPlan], int, int]:
+        """Every point, and N and E of the error."""
+        batch, width = self._error_shape(self.error, "the error point")
+        plans = [self._point_plan(p, batch) for p in self.points]
+        return plans, math.prod(batch), width
 
 
 def _cosine(true: Tensor | None, projected: Tensor) -> Cosine:

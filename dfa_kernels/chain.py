@@ -23,7 +23,8 @@ from dfa_kernels.feedback import MATRIX, Feedback
 from dfa_kernels.pending import LayerPlan, Ledger, Record
 
 if TYPE_CHECKING:
-    from dfa_kernels.module import DFA, Linear
+    from dfa_kernels.linear import Linear
+    from dfa_kernels.module import DFA
 
 _IDENTITY = CODES["identity"]
 

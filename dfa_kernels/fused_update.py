@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from torch.autograd import profiler
 from torch.optim import optimizer as _torch
 
 from dfa_kernels import ops
-from dfa_kernels.autograd import Plan
 from dfa_kernels.backends.contract import RULES, LayerUpdate, Update
 from dfa_kernels.capturable import DeviceRows, as_torch_steps, capturing
+from dfa_kernels.in_backward import UpdatesInBackward
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
 from dfa_kernels.pending import Hidden, Ledger, PendingGradient
@@ -26,31 +26,7 @@ from dfa_kernels.repeat import Repeat, kind, repeatable
 from dfa_kernels.terms import Term, expressible, materialize
 
 
-class _Slot(NamedTuple):
-    """What update="backward" needs of a parameter: its master is None where it has none."""
-
-    parameter: Tensor
-    group: dict[str, Any]
-    master: Tensor | None
-    states: tuple[Tensor, ...]
-
-
-#: Before torch 2.12, AOTAutograd copies what a backward pass has updated into a parameter that
-#: requires a gradient, and fails.
-UPDATES_COMPILE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
-
-
-class _Turn:
-    """Where in a step of update="backward" an optimizer is: whether a forward pass has been made,
-    and the parameters that its backward pass has updated. An object of its own, since dynamo of
-    torch 2.11 sets no attribute of an optimizer."""
-
-    def __init__(self) -> None:
-        self.awaiting = False
-        self.applied: list[Tensor] = []
-
-
-class FusedUpdate(torch.optim.Optimizer):
+class FusedUpdate(UpdatesInBackward):
     """What SGD and AdamW share: claiming a DFA module's fused layers, and stepping them."""
 
     rule: str
@@ -70,11 +46,9 @@ class FusedUpdate(torch.optim.Optimizer):
         self._shared = _shared_biases(nets)
         # update="step": where records go.
         self.ledger = Ledger()
-        # update="backward": where in the step we are.
-        self._handle = ops.provide_hyper(self)
+        self._start_turns()
         # Else torch.amp.GradScaler leaves it to a fused step of torch's to unscale the gradients.
         self._step_supports_amp_scaling = False
-        self._turn = _Turn()
         self._prepare()
         for net in nets:
             net.claim(self)
@@ -90,14 +64,7 @@ class FusedUpdate(torch.optim.Optimizer):
         for group in self.param_groups:
             if "capturable" in group:  # a checkpoint's is not how this one runs
                 group["capturable"] = self.capturable
-        self._slots = []
-        if self.update == "backward":
-            self._slots = [
-                _Slot(p, group, self._master(p), self._states(p, group))
-                for group in self.param_groups
-                for p in group["params"]
-                if p in self._fused
-            ]
+        self._prepare_slots()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; a state_dict of the torch.optim optimizer fits too, as does one with or
@@ -227,8 +194,8 @@ class FusedUpdate(torch.optim.Optimizer):
             if self.update == "step":
                 stepped = self._step_records()
             else:
-                self._stepped(self._turn.applied, self._counts_of(self._turn.applied))
-                self._turn.awaiting, self._turn.applied = False, []
+                applied = self._end_turn()
+                self._stepped(applied, self._counts_of(applied))
             if stepped < sum([len(group["params"]) for group in self.param_groups]):
                 self._step_dense()
         finally:
@@ -240,6 +207,7 @@ class FusedUpdate(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; the records of the fused layers are freed either way."""
         self.ledger.records.clear()
+        self._leave_turn()
         for group in self.param_groups:
             for p in group["params"]:
                 if set_to_none or type(p.grad) is PendingGradient:
@@ -374,82 +342,19 @@ class FusedUpdate(torch.optim.Optimizer):
                 f"dfa_kernels.optim.{type(self).__name__} leaves records behind, which a compiled "
                 'backward cannot: construct it with update="backward", or use torch.optim'
             )
-        _check_alone(type(self).__name__)
+        self._check_alone()
         return self.ledger
 
-    def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor | None]]:
-        """What the node of a forward pass needs to update ``parameters`` in its backward.
-
-        Raises:
-            RuntimeError: a second forward pass since the last `step`; a compiler of a torch
-                before 2.12.
-        """
-        if torch.compiler.is_compiling():
-            if not UPDATES_COMPILE:
-                raise RuntimeError(
-                    'update="backward" under torch.compile needs torch 2.12, and this is '
-                    f"{torch.__version__}: run it uncompiled, or use torch.optim"
-                )
-        else:
-            _check_alone(type(self).__name__)
-        if self._turn.awaiting:
+    def _check_alone(self) -> None:
+        """Other replicas' gradients cannot be averaged where there are none."""
+        if _Parallel._get_active_ddp_module() is not None:
             raise RuntimeError(
-                'update="backward" allows one forward pass a step, and this is the second since '
-                f"{type(self).__name__}.step(): evaluate under torch.no_grad(), or use "
-                'update="step"'
+                "DistributedDataParallel averages gradients, and dfa_kernels.optim."
+                f"{type(self).__name__} makes none for the fused layers: use torch.optim under DDP"
             )
-        pairs = {(layer.weight, layer.bias) for layer in plan.layers if layer.bias >= 0}
-        if len({bias for _, bias in pairs}) < len(pairs):
-            raise RuntimeError(
-                'update="backward" steps a bias with its weight, and here fused layers of '
-                'different weights share one: use update="step"'
-            )
-        self._turn.awaiting = True
-        slots: list[int] = []
-        rest: list[Tensor | None] = []
-        for p in parameters:
-            slots.append(self._slot(p))
-            _, _, master, states = self._slots[slots[-1]]
-            if self._masters is None:
-                rest += (p.detach(), *states)
-            elif master is None:
-                rest += (p.detach(), *states, None)
-            else:
-                if not torch.compiler.is_compiling():
-                    self._masters.follow(p, master)
-                rest += (master, *states, p.detach())
-        plan = plan._replace(
-            update="backward", rule=self.rule, handle=self._handle, slots=tuple(slots),
-            copies=self._masters is not None, capturable=self.capturable,
-        )  # fmt: skip
-        return plan, rest
 
-    def _slot(self, parameter: Tensor) -> int:
-        for i, slot in enumerate(self._slots):
-            if slot.parameter is parameter:
-                return i
-        raise RuntimeError(
-            f"a fused parameter of shape {tuple(parameter.shape)} is none of those that "
-            f"{type(self).__name__} was constructed with"
-        )
 
-    def hyper(self, slots: list[int]) -> list[Any]:
-        """The rule's table for a backward pass that steps these parameters now.
-
-        Raises:
-            RuntimeError: a second backward since the last `step`.
-        """
-        if self._turn.applied:
-            raise RuntimeError(
-                'update="backward" applies one backward pass a step, and this is the second '
-                f"since {type(self).__name__}.step()"
-            )
-        chosen = [self._slots[i] for i in slots]
-        parameters = [slot.parameter for slot in chosen]
-        made = self._hypers(parameters, [slot.group for slot in chosen])
-        self._write_rows(parameters)
-        self._turn.applied = parameters
-        return made
+_Parallel = torch.nn.parallel.DistributedDataParallel
 
 
 def _shared_biases(nets: tuple[DFA, ...]) -> set[int]:
@@ -473,15 +378,3 @@ def _watched(optimizer: torch.optim.Optimizer) -> bool:
         or _torch._global_optimizer_post_hooks
         or profiler._is_profiler_enabled
     )
-
-
-_Parallel = torch.nn.parallel.DistributedDataParallel
-
-
-def _check_alone(name: str) -> None:
-    """Other replicas' gradients cannot be averaged where there are none."""
-    if _Parallel._get_active_ddp_module() is not None:
-        raise RuntimeError(
-            f"DistributedDataParallel averages gradients, and dfa_kernels.optim.{name} makes none "
-            "for the fused layers: use torch.optim under DDP"
-        )

@@ -1,4 +1,4 @@
-"""`DFA`, the module that trains a model by direct feedback alignment; `Linear` and `fuse`.
+"""`DFA`, the module that trains a model by direct feedback alignment.
 
     net = DFA(fuse(model), feedback=Feedback("rademacher", seed=0))
     loss = F.cross_entropy(net(x), y); loss.backward()
@@ -16,16 +16,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfa_kernels import activation as activations
-from dfa_kernels.autocast import autocast_dtype
 from dfa_kernels.chain import Chain
 from dfa_kernels.feedback import MATRIX, Feedback
+from dfa_kernels.linear import Linear, Passed, is_chain
 from dfa_kernels.names import resolve, resolve_one
 from dfa_kernels.planned import Planned
-from dfa_kernels.recording import Fused, Recording, Replay, active, versions_of
+from dfa_kernels.recording import Recording, active
+from dfa_kernels.replay import Replay
 
 if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
@@ -37,175 +36,6 @@ _ACTIVATIONS = (
     nn.Mish, nn.Tanh, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Hardswish,
     nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.GLU,
 )  # fmt: skip
-
-
-class Linear(nn.Linear):
-    """Linear + activation in one layer: h = f(x·Wᵀ + b).
-
-    Inside the forward pass of a `DFA` that has it as a point it builds no autograd graph: it
-    leaves x and h behind, and its dW = δᵀ·x, db = Σₙ δ come from one grouped call for all such
-    layers. Anywhere else it is an ordinary linear layer with an activation.
-
-    Args:
-        in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
-        activation: None, ``"relu"``, ``"tanh"``, ``"sigmoid"``, ``"gelu"``, ``"gelu_tanh"`` or
-            ``"silu"``.
-
-    Shape: (…, in_features) → (…, out_features).
-
-    Raises:
-        ValueError: an unknown activation, an input of another width.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        activation: str | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check_activation(activation)
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.code = activations.CODES[activation or "identity"]
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, activation: str | None = None) -> Linear:
-        """A fused layer around the very parameters of ``linear``."""
-        _check_activation(activation)
-        fused = cls.__new__(cls)
-        nn.Module.__init__(fused)
-        fused.in_features, fused.out_features = linear.in_features, linear.out_features
-        fused.weight = linear.weight
-        fused.register_parameter("bias", linear.bias)
-        fused.code = activations.CODES[activation or "identity"]
-        fused.train(linear.training)
-        return fused
-
-    def forward(self, input: Tensor) -> Tensor:
-        # FSDP2 swaps parameters, torch.nn.utils computes some, as attributes: each is read once.
-        own: dict[str, Any] = self._parameters
-        weight: Tensor = own["weight"] if "weight" in own else self.weight  # noqa: SIM401
-        bias: Tensor | None = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
-        if (
-            input.dim() == 0
-            or input.size(-1) != self.in_features
-            or input.device != weight.device
-            or not (input.is_floating_point() or weight.is_complex())
-        ):
-            raise self._unfit(input)
-        recording = active.recording or Replay.of_layer(self)
-        name = None if recording is None else recording.owner.name_of(self)
-        if recording is None or name is None:
-            return self._plain(input, weight, bias)
-        if recording.fuses(input, weight, bias):
-            return self._fused(recording, name, input, weight, bias)
-        output = self._plain(input, weight, bias)
-        return output if recording.owner.cuts(name) else recording.point(name, output)
-
-    def _plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return activations.differentiable(self.activation)(F.linear(input, weight, bias))
-
-    def _fused(
-        self,
-        recording: Recording,
-        name: str,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        dtype = autocast_dtype(input)
-        if dtype is not None:
-            input = input.to(dtype)
-        w = recording.operand(weight, dtype)
-        b = None if bias is None else recording.operand(bias, dtype)
-        saved = F.linear(input, w, b)
-        f = activations.ACTIVATIONS[self.code]
-        output = f.forward_(saved)
-        kept = saved if f.from_preactivations else output
-        versions = versions_of(input, kept, self.code)
-        recording.fused(Fused(name, input, output, kept, self.code, weight, bias, versions))
-        return output
-
-    def _unfit(self, input: Tensor) -> Exception:
-        layer = f"Linear({self.in_features}, {self.out_features})"
-        if input.device != self.weight.device:
-            return RuntimeError(
-                f"{layer} has its weight on {self.weight.device}, but was given an input on "
-                f"{input.device}"
-            )
-        if not input.is_floating_point():
-            return TypeError(
-                f"{layer} was given an input of {input.dtype}, but needs a real floating dtype"
-            )
-        return ValueError(
-            f"{layer} was given an input of shape {tuple(input.shape)}, whose last dimension "
-            f"should be {self.in_features}"
-        )
-
-    @property
-    def activation(self) -> str:
-        return activations.ACTIVATIONS[self.code].name
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, activation={self.activation}"
-
-
-def _check_activation(activation: str | None) -> None:
-    if activation is not None and activation not in activations.CODES:
-        known = ", ".join(activations.CODES)
-        raise ValueError(f"unknown activation {activation!r}: known are {known}")
-
-
-class _Passed(nn.Identity):
-    """Where an activation stood that its linear layer now computes: keeps `state_dict` keys."""
-
-
-def fuse(model: nn.Module) -> nn.Module:
-    """Turn each `nn.Linear` → activation pair of every `nn.Sequential` in ``model`` into a
-    `Linear`, and the `nn.Linear` that ends ``model`` too where it is a Sequential itself.
-
-    Parameters are shared and `state_dict` keys kept; ``model`` itself is left as it is, and a
-    structure that shares its parameters is returned.
-    """
-    return _fused_copy(model, outermost=True)
-
-
-def _fused_copy(module: nn.Module, outermost: bool) -> nn.Module:
-    children = list(module.named_children())
-    if not children:
-        return module
-    copy = module.__class__.__new__(module.__class__)
-    copy.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()}
-    named = list(module._modules)
-    last = named[-1]
-    skip = False
-    for position, name in enumerate(named):
-        child = module._modules[name]
-        if child is None:
-            continue
-        if skip:
-            copy._modules[name], skip = _Passed(), False
-            continue
-        if _is_chain(module) and type(child) is nn.Linear and not _hooked(child):
-            after = None if name == last else module._modules[named[position + 1]]
-            f = None if after is None or _hooked(after) else activations.of_module(after)
-            if f is not None or (outermost and name == last):
-                copy._modules[name], skip = Linear.from_linear(child, f), f is not None
-                continue
-        inner = outermost and name == last and _is_chain(module)
-        copy._modules[name] = _fused_copy(child, inner)
-    return copy
-
-
-def _is_chain(module: nn.Module) -> bool:
-    """A Sequential whose children follow each other, and nothing else."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 class DFA(nn.Module):
@@ -324,11 +154,11 @@ class DFA(nn.Module):
         model = self.module
         if self.explicit or self.error_name or self.batch_dims is not None or self.tied:
             return None
-        if not _is_chain(model) or not model._modules:
+        if not is_chain(model) or not model._modules:
             return None
         layers = [(n, m) for n, m in model._modules.items() if isinstance(m, Linear)]
         for module in model._modules.values():
-            if type(module) not in (Linear, _Passed):
+            if type(module) not in (Linear, Passed):
                 return None
         for (_, below), (_, above) in itertools.pairwise(layers):
             if below.out_features != above.in_features:
@@ -453,9 +283,9 @@ def _default_points(names: Mapping[str, nn.Module]) -> list[str]:
 
 def _last_of_sequential(model: nn.Module, prefix: str = "") -> str | None:
     """The name of the layer that ends a (nested) Sequential."""
-    if not _is_chain(model) or not model._modules:
+    if not is_chain(model) or not model._modules:
         return None
     name, last = list(model._modules.items())[-1]
-    if last is not None and _is_chain(last):
+    if last is not None and is_chain(last):
         return _last_of_sequential(last, f"{prefix}{name}.")
     return prefix + name

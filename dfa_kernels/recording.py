@@ -24,14 +24,13 @@ from dfa_kernels.autograd import (
     LayerPlan,
     Plan,
     PointPlan,
-    tasks,
 )
 from dfa_kernels.backends.contract import HEAD
 from dfa_kernels.planned import Planned
 
 if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
-    from dfa_kernels.module import DFA, Linear
+    from dfa_kernels.module import DFA
 
 
 class _Active(threading.local):
@@ -44,7 +43,7 @@ class _Active(threading.local):
 active = _Active()
 
 
-class _Point(NamedTuple):
+class RecordedPoint(NamedTuple):
     name: str
     output: Tensor
     cut: Tensor
@@ -68,7 +67,7 @@ class Recording:
 
     def __init__(self, owner: DFA) -> None:
         self.owner = owner
-        self.points: list[_Point] = []
+        self.points: list[RecordedPoint] = []
         self.layers: list[Fused] = []
         self.idle: list[Tensor] = []  # of frozen points: they count for D_max
         self.reached: list[str] = []
@@ -89,13 +88,13 @@ class Recording:
                 f"point {name!r} returned a {type(output).__name__}, but a point must return one "
                 "tensor: name a module inside it"
             )
-        _check_real(output, f"point {name!r}")
+        check_real(output, f"point {name!r}")
         if not output.requires_grad:
             self._check_frozen(name)
             self.idle.append(output)
             return output
         cut = output.detach()
-        self.points.append(_Point(name, output, cut))
+        self.points.append(RecordedPoint(name, output, cut))
         return cut
 
     def fuses(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -128,7 +127,7 @@ class Recording:
         return made
 
     def fused(self, layer: Fused) -> None:
-        _check_real(layer.output, f"layer {layer.name!r}")
+        check_real(layer.output, f"layer {layer.name!r}")
         self.repeats = self.repeats or layer.name in self.reached
         self.reached.append(layer.name)
         self.layers.append(layer)
@@ -174,7 +173,7 @@ class Recording:
                 f"{where} is a {type(output).__name__}, not one tensor: name the module whose "
                 "output the loss is computed from with error_at=..."
             )
-        _check_real(output, where)
+        check_real(output, where)
         if not torch.is_grad_enabled():
             raise RuntimeError(f"{where} is inside no graph: it was computed under torch.no_grad()")
         if _checkpoint() is not self.checkpoint:
@@ -304,7 +303,7 @@ class Recording:
         batch = _batch_dims(output, self.owner.batch_dims)
         return output.shape[:batch], math.prod(output.shape[batch:])
 
-    def _point_plan(self, point: _Point, error_batch: torch.Size) -> PointPlan:
+    def _point_plan(self, point: RecordedPoint, error_batch: torch.Size) -> PointPlan:
         shape = point.output.shape
         batch = _batch_dims(point.output, self.owner.batch_dims)
         k = _ratio(point.name, shape[:batch], error_batch)
@@ -363,65 +362,6 @@ class Recording:
                 )
 
 
-class Replay(Recording):
-    """What activation checkpointing runs again in a backward pass, once the error node has run in
-    it: cut where it was cut before, and collected by nobody."""
-
-    @staticmethod
-    def of(owner: DFA) -> Replay | None:
-        if torch.compiler.is_compiling() or tasks.get(owner) != torch._C._current_graph_task_id():
-            return None
-        return Replay(owner)
-
-    @staticmethod
-    def of_layer(layer: Linear) -> Replay | None:
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0:
-            return None
-        owners: list[Any] = list(tasks)
-        here = [replay for owner in owners if (replay := Replay.of(owner))]
-        return next((replay for replay in here if replay.owner.name_of(layer)), None)
-
-    def operand(self, parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Of one layer alone, and cast by autocast itself."""
-        return parameter.detach()
-
-    def point(self, name: str, output: Tensor) -> Tensor:
-        return output.detach()
-
-    def fused(self, layer: Fused) -> None:
-        pass
-
-
-class Observation(Recording):
-    """A forward pass that cuts nothing: for measuring beside backpropagation."""
-
-    error: Tensor
-
-    def fuses(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-        return False
-
-    def point(self, name: str, output: Tensor) -> Tensor:
-        if self._admits(name):
-            _check_real(output, f"point {name!r}")
-            if not output.requires_grad:
-                output.requires_grad_()
-            self.points.append(_Point(name, output, output))
-        return output
-
-    def close(self, output: Tensor) -> Tensor:
-        self.closed = True
-        if self.points and self.points[-1].output is output:
-            self.points.pop()
-        self.error = output
-        return output
-
-    def plans(self) -> tuple[list[PointPlan], int, int]:
-        """Every point, and N and E of the error."""
-        batch, width = self._error_shape(self.error, "the error point")
-        plans = [self._point_plan(p, batch) for p in self.points]
-        return plans, math.prod(batch), width
-
-
 def _index(tensors: list[Tensor], tensor: Tensor) -> int:
     """The position of ``tensor``, appended where it is new: torch.compile refuses to see one
     tensor twice among a node's inputs. Layers follow each other, so look from the end."""
@@ -463,7 +403,7 @@ def _ratio(name: str, batch: torch.Size, error_batch: torch.Size) -> int:
     return rows // error_rows
 
 
-def _check_real(tensor: Tensor, where: str) -> None:
+def check_real(tensor: Tensor, where: str) -> None:
     if not tensor.is_floating_point():
         raise TypeError(f"{where} is {tensor.dtype}, but DFA needs a real floating dtype")
 

@@ -11,7 +11,7 @@ import dfa_kernels as dfa
 from dfa_kernels import capturable
 from dfa_kernels.backends.contract import RULES
 from dfa_kernels.backends.device_steps import DeviceScratch
-from dfa_kernels.fused_update import UPDATES_COMPILE
+from dfa_kernels.in_backward import UPDATES_COMPILE
 
 CASES = [("SGD", kw) for kw in SGD] + [("AdamW", kw) for kw in ADAMW]
 IDS = [f"{name}-{'-'.join(kw) or 'plain'}" for name, kw in CASES]

@@ -10,7 +10,7 @@ from test_optim import CASES, IDS, LR, Tied, batches
 from torch import nn
 
 import dfa_kernels as dfa
-from dfa_kernels.fused_update import UPDATES_COMPILE
+from dfa_kernels.in_backward import UPDATES_COMPILE
 
 LOW = [torch.bfloat16, torch.float16]
 UPDATES = ["step", "backward"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dfa_kernels as dfa
-from dfa_kernels.fused_update import UPDATES_COMPILE
+from dfa_kernels.in_backward import UPDATES_COMPILE
 
 SGD = [
     {},

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from test_optim import batches, network
 
 import dfa_kernels as dfa
-from dfa_kernels import fused_update
+from dfa_kernels import in_backward
 
 
 def after_backward(**kwargs):
@@ -87,7 +87,7 @@ def test_a_compiled_forward_must_update_in_backward():
 
 def test_an_older_compiler_is_refused(monkeypatch):
     """Whose AOTAutograd cannot update a parameter in a backward pass."""
-    monkeypatch.setattr(fused_update, "UPDATES_COMPILE", False)
+    monkeypatch.setattr(in_backward, "UPDATES_COMPILE", False)
     net, optimizer, _ = after_backward(update="backward")
     optimizer.step()
     torch._dynamo.reset()

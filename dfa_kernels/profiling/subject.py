@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from dfa_kernels import optim
 from dfa_kernels.feedback import Feedback
-from dfa_kernels.module import DFA, fuse
+from dfa_kernels.linear import fuse
+from dfa_kernels.module import DFA
 from dfa_kernels.profiling.options import Options
 from dfa_kernels.throughput.contestants import PRECISIONS
 from dfa_kernels.throughput.networks import INPUTS

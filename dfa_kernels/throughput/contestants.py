@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import dfa_kernels as dfa
 from dfa_kernels.backends.reference import Reference
-from dfa_kernels.fused_update import UPDATES_COMPILE
+from dfa_kernels.in_backward import UPDATES_COMPILE
 from dfa_kernels.throughput.networks import Task
 from dfa_kernels.throughput.spread import spread
 from dfa_kernels.throughput.timing import Run, rounds

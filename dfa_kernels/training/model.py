@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dfa_kernels import optim
 from dfa_kernels.feedback import Feedback
-from dfa_kernels.module import DFA, fuse
+from dfa_kernels.linear import fuse
+from dfa_kernels.module import DFA
 from dfa_kernels.training.options import ACTIVATIONS, DTYPES, SCHEDULES, Options
 
 MOMENTUM = 0.9  # of --optimizer sgd

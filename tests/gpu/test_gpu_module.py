@@ -10,7 +10,7 @@ from gpu_cases import BACKENDS, DEVICE, on_gpu, over, pick, use
 from torch import nn
 
 import dfa_kernels as dfa
-from dfa_kernels.fused_update import UPDATES_COMPILE
+from dfa_kernels.in_backward import UPDATES_COMPILE
 from dfa_kernels.throughput.timing import WARM, graphed
 
 INDUCTOR = pick("inductor", "aot_eager")

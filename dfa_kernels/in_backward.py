@@ -1,0 +1,182 @@
+"""The half of a fused optimizer that ``update="backward"`` is about: the error node asks `plan` in
+the forward pass what it needs, and in the backward pass `hyper` for the numbers of the step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfa_kernels import ops
+from dfa_kernels.autograd import Plan
+from dfa_kernels.backends.contract import RULES
+from dfa_kernels.master import Masters
+
+
+class _Slot(NamedTuple):
+    """What the node needs of a parameter: its master is None where it has none."""
+
+    parameter: Tensor
+    group: dict[str, Any]
+    master: Tensor | None
+    states: tuple[Tensor, ...]
+
+
+#: Before torch 2.12, AOTAutograd copies what a backward pass has updated into a parameter that
+#: requires a gradient, and fails.
+UPDATES_COMPILE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+
+
+class _Turn:
+    """Where in a step an optimizer is: whether a forward pass has been made, and the parameters
+    that its backward pass has updated. An object of its own, since dynamo of torch 2.11 sets no
+    attribute of an optimizer."""
+
+    def __init__(self) -> None:
+        self.awaiting = False
+        self.applied: list[Tensor] = []
+
+
+class UpdatesInBackward(torch.optim.Optimizer):
+    """See `fused_update.FusedUpdate`, which has the rest."""
+
+    rule: str
+    update: str
+    capturable: bool
+    _masters: Masters | None
+    _fused: set[Tensor]
+
+    def _start_turns(self) -> None:
+        self._turn = _Turn()
+        self._handle = ops.provide_hyper(self)
+
+    def _prepare_slots(self) -> None:
+        """Made beforehand, so that a traced forward pass only reads them."""
+        self._slots = []
+        if self.update == "backward":
+            self._slots = [
+                self._slot_of(p, group)
+                for group in self.param_groups
+                for p in group["params"]
+                if p in self._fused
+            ]
+
+    def _slot_of(self, parameter: Tensor, group: dict[str, Any]) -> _Slot:
+        return _Slot(parameter, group, self._master(parameter), self._states(parameter, group))
+
+    def _leave_turn(self) -> None:
+        """No backward pass will come of the forward pass before: there may be another."""
+        if not self._turn.applied:
+            self._turn.awaiting = False
+
+    def _end_turn(self) -> list[Tensor]:
+        """The parameters that the backward pass has updated, whose step this is."""
+        applied, self._turn.applied = self._turn.applied, []
+        self._turn.awaiting = False
+        return applied
+
+    def plan(self, plan: Plan, parameters: list[Tensor]) -> tuple[Plan, list[Tensor | None]]:
+        """What the node of a forward pass needs to update ``parameters`` in its backward.
+
+        Raises:
+            RuntimeError: a second forward pass since the last `step` or `zero_grad`; a compiler
+                of a torch before 2.12.
+        """
+        if torch.compiler.is_compiling():
+            if not UPDATES_COMPILE:
+                raise RuntimeError(
+                    'update="backward" under torch.compile needs torch 2.12, and this is '
+                    f"{torch.__version__}: run it uncompiled, or use torch.optim"
+                )
+        else:
+            self._check_alone()
+        if self._turn.awaiting:
+            raise RuntimeError(
+                'update="backward" allows one forward pass a step, and this is the second since '
+                f"{type(self).__name__}.step(): evaluate under torch.no_grad(), leave a pass by "
+                'zero_grad(), or use update="step"'
+            )
+        pairs = {(layer.weight, layer.bias) for layer in plan.layers if layer.bias >= 0}
+        if len({bias for _, bias in pairs}) < len(pairs):
+            raise RuntimeError(
+                'update="backward" steps a bias with its weight, and here fused layers of '
+                'different weights share one: use update="step"'
+            )
+        self._turn.awaiting = True
+        slots: list[int] = []
+        rest: list[Tensor | None] = []
+        for p in parameters:
+            slots.append(self._slot(p))
+            if not torch.compiler.is_compiling():
+                self._follow_state(slots[-1])
+            _, _, master, states = self._slots[slots[-1]]
+            if self._masters is None:
+                rest += (p.detach(), *states)
+            elif master is None:
+                rest += (p.detach(), *states, None)
+            else:
+                if not torch.compiler.is_compiling():
+                    self._masters.follow(p, master)
+                rest += (master, *states, p.detach())
+        plan = plan._replace(
+            update="backward", rule=self.rule, handle=self._handle, slots=tuple(slots),
+            copies=self._masters is not None, capturable=self.capturable,
+        )  # fmt: skip
+        return plan, rest
+
+    def _slot(self, parameter: Tensor) -> int:
+        for i, slot in enumerate(self._slots):
+            if slot.parameter is parameter:
+                return i
+        raise RuntimeError(
+            f"a fused parameter of shape {tuple(parameter.shape)} is none of those that "
+            f"{type(self).__name__} was constructed with"
+        )
+
+    def _follow_state(self, number: int) -> None:
+        """Notice states that somebody has exchanged, and a rule that has begun to need them."""
+        parameter, group, _, states = self._slots[number]
+        own = self.state.get(parameter, {})
+        if self.rule == "sgd" and not group["momentum"]:
+            same = all(state.numel() == 0 for state in states)
+        else:
+            kept = [own.get(name) for name in RULES[self.rule].states]
+            same = all(a is b for a, b in zip(kept, states, strict=True))
+        if not same:
+            self._slots[number] = self._slot_of(parameter, group)
+
+    def hyper(self, slots: list[int]) -> list[Any]:
+        """The rule's table for a backward pass that steps these parameters now.
+
+        Raises:
+            RuntimeError: a second backward since the last `step`.
+        """
+        if self._turn.applied:
+            raise RuntimeError(
+                'update="backward" applies one backward pass a step, and this is the second '
+                f"since {type(self).__name__}.step()"
+            )
+        chosen = [self._slots[i] for i in slots]
+        parameters = [slot.parameter for slot in chosen]
+        made = self._hypers(parameters, [slot.group for slot in chosen])
+        self._write_rows(parameters)
+        self._turn.applied = parameters
+        return made
+
+    # What `FusedUpdate` defines ------------------------------------------------------------
+
+    def _states(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def _master(self, parameter: Tensor) -> Tensor | None:
+        raise NotImplementedError
+
+    def _hypers(self, parameters: list[Tensor], groups: list[dict[str, Any]]) -> list[Any]:
+        raise NotImplementedError
+
+    def _write_rows(self, parameters: list[Tensor]) -> None:
+        raise NotImplementedError
+
+    def _check_alone(self) -> None:
+        raise NotImplementedError
