@@ -403,6 +403,43 @@ def test_a_measurement_that_fails_does_not_lose_the_run(
     assert log["methods"]["dfa"]["summary"]["peak_bytes"] is None
 
 
+def test_a_finished_run_that_is_resumed_keeps_its_memory(quick, tmp_path, monkeypatch) -> None:
+    def fails(options, method, *_):
+        raise memory.MeasurementError(f"{method} again")
+
+    def but_bp(options, method, *_):
+        return fails(options, method) if method == "bp" else memory.Memory(5 << 20, 7)
+
+    def peaks() -> dict:
+        found = json.loads((tmp_path / "run" / "log.json").read_text())["methods"]
+        return {method: found[method]["summary"]["peak_bytes"] for method in METHODS}
+
+    monkeypatch.setattr(command, "measured", but_bp)
+    assert command.train(quick, tmp_path / "run") == 0
+    assert peaks() == {"dfa": 5 << 20, "bp": None, "shallow": 5 << 20}
+    monkeypatch.setattr(command, "measured", lambda *_: memory.Memory(9 << 20, 7))
+    assert command.train({}, tmp_path / "run", resume=True) == 0
+    assert peaks() == {"dfa": 5 << 20, "bp": 9 << 20, "shallow": 5 << 20}
+    monkeypatch.setattr(command, "measured", fails)
+    assert command.train({}, tmp_path / "run", resume=True) == 0
+    assert peaks() == {"dfa": 5 << 20, "bp": 9 << 20, "shallow": 5 << 20}
+
+
+def test_memory_is_measured_on_rows_that_there_are(quick, tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def spy(options, method, features, classes):
+        seen.append((options.batch, features, classes))
+        return memory.Memory(1, 1)
+
+    monkeypatch.setattr(command, "measured", spy)
+    for batch in (10**8, 16):
+        assert command.train({**quick, "batch": batch}, tmp_path / str(batch)) == 0
+    assert seen == 3 * [(70, 6, 3)] + 3 * [(16, 6, 3)]
+    log = json.loads((tmp_path / str(10**8) / "log.json").read_text())
+    assert log["options"]["batch"] == 10**8
+
+
 # Memory -----------------------------------------------------------------------------------------
 
 

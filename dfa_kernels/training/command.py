@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from rich.console import Console
 
 from dfa_kernels import backends
 from dfa_kernels.training import InputError, checkpoint, report
-from dfa_kernels.training.datasets import load
+from dfa_kernels.training.datasets import Split, load
 from dfa_kernels.training.experiment import Experiment, Interrupted
 from dfa_kernels.training.interruption import interruptible
-from dfa_kernels.training.memory import MeasurementError, Memory, measured
+from dfa_kernels.training.memory import MeasurementError, measured
 from dfa_kernels.training.options import Options
 from dfa_kernels.training.plot import draw
 from dfa_kernels.training.progress import Display
@@ -83,7 +84,8 @@ def train(
         )
         return 130
     with Console(stderr=True).status("measuring peak memory, each method in a fresh process"):
-        memory = _memory(options, split.features, split.classes)
+        _measure_memory(experiment, split)
+    memory = {method: experiment.memory.get(method) for method in options.method}
     log = report.make_log(options, split, experiment.results, memory)
     report.write_log(folder / LOG, log)
     draw(folder / CURVES, log)
@@ -123,12 +125,18 @@ def _make(folder: Path) -> None:
         raise InputError(f"--out {folder} cannot be written to")
 
 
-def _memory(options: Options, features: int, classes: int) -> dict[str, Memory | None]:
-    made: dict[str, Memory | None] = {}
-    for method in options.method:
+def _measure_memory(experiment: Experiment, split: Split) -> None:
+    """Of the methods of which it is not known yet; the checkpoint keeps what is found."""
+    options = experiment.options
+    # A minibatch has no more rows than there are.
+    fitting = replace(options, batch=min(options.batch, len(split.train_x)))
+    missing = [method for method in options.method if method not in experiment.memory]
+    for method in missing:
         try:
-            made[method] = measured(options, method, features, classes)
+            found = measured(fitting, method, split.features, split.classes)
         except MeasurementError as failed:  # not worth the run that is already done
             print(failed, file=sys.stderr)
-            made[method] = None
-    return made
+        else:
+            experiment.memory[method] = found
+    if missing:
+        experiment.save()

@@ -23,6 +23,7 @@ from dfa_kernels.alignment import alignment
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.training import checkpoint
 from dfa_kernels.training.datasets import Split
+from dfa_kernels.training.memory import Memory
 from dfa_kernels.training.model import Learner
 from dfa_kernels.training.options import DTYPES, Options
 
@@ -69,7 +70,8 @@ class _Progress:
 
 
 class Experiment:
-    """``results[method][seed]`` grows to what `new_curves` describes.
+    """``results[method][seed]`` grows to what `new_curves` describes. ``memory[method]``: what was
+    measured when all was trained.
 
     Args:
         load: the data of a seed, on the CPU.
@@ -79,6 +81,7 @@ class Experiment:
     def __init__(self, options: Options, load: Callable[[int], Split], path: Path) -> None:
         self.options = options
         self.results: dict[str, dict[int, dict[str, Any]]] = {m: {} for m in options.method}
+        self.memory: dict[str, Memory] = {}
         self.learners: dict[str, Learner] = {}
         self.turns = options.seeds * options.epochs * len(options.method)
         self.done = 0
@@ -119,7 +122,7 @@ class Experiment:
             self._end(turn)
             self.done = index + 1
             if self.done % len(self.options.method) == 0:
-                self._save()
+                self.save()
 
     def _begin(self, seed: int) -> None:
         cast(Reference, backends.get("reference")).matrices.clear()
@@ -147,7 +150,7 @@ class Experiment:
             progress.loss += loss * len(batch)
             watch(turn, len(progress.times) / len(batches))
             if stop():
-                self._save()
+                self.save()
                 raise Interrupted(turn)
 
     def _clock(self) -> float:
@@ -174,7 +177,8 @@ class Experiment:
 
     # Checkpoints ----------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the checkpoint."""
         learners = {
             method: {
                 "net": learner.net.state_dict(),
@@ -187,6 +191,7 @@ class Experiment:
         state = {
             "options": self.options.as_dict(),
             "results": self.results,
+            "memory": {method: tuple(found) for method, found in self.memory.items()},
             "turns": self.turns,
             "done": self.done,
             "seed": self._seed,
@@ -197,6 +202,8 @@ class Experiment:
     def restore(self, state: dict[str, Any]) -> None:
         """Go where the experiment was whose checkpoint holds ``state``, made with our options."""
         self.results, self.done = state["results"], state["done"]
+        kept_memory = state.get("memory", {})  # earlier versions measured it anew
+        self.memory = {method: Memory(*found) for method, found in kept_memory.items()}
         self._begin(state["seed"])
         for method, kept in state["learners"].items():
             self.learners[method].net.load_state_dict(kept["net"])
