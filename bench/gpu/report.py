@@ -19,11 +19,15 @@ from bench.gpu.supervisor import DONE, LATE, SKIPPED, Result
 
 
 def derived(results: dict[str, Result]) -> dict[str, Any]:
-    """Every part with its rows, those of kernels held against the ceilings of the same run."""
+    """Every part with its rows, those of kernels held against the ceilings of the same run: what an
+    earlier run left is held against that one's already."""
     found = ceilings(results["ceilings"].rows) if "ceilings" in results else {}
     parts = {}
     for name, (status, seconds, rows, error) in results.items():
-        made = [against_ceilings(r, found) if r["kind"] == "timed" else r for r in latest(rows)]
+        made = [
+            against_ceilings(r, found) if r["kind"] == "timed" and "gb_per_s" not in r else r
+            for r in latest(rows)
+        ]
         parts[name] = {
             "status": status, "seconds": round(seconds, 1), "error": error, "rows": made,
         }  # fmt: skip
@@ -67,7 +71,15 @@ def markdown(report: dict[str, Any]) -> str:
     if report["rehearsal"]:
         lines += ["**A rehearsal on a CPU: no figure here means anything.**", ""]
     lines += [f"Written by `python -m bench.gpu` at commit {report['commit']}.", ""]
-    lines += [*_machine(parts.get("environment")), *_ceilings(report["ceilings"])]
+    lines += [*_machine(_facts(parts.get("environment"))), *_ceilings(report["ceilings"])]
+    for run in report["earlier"]:
+        titles = ", ".join(_title(name) for name in run["parts"])
+        lines += [
+            "",
+            f"**Of an earlier run, on another machine or at another time: {titles}.**",
+            "",
+        ]
+        lines += [*_machine(run["machine"]), *_ceilings(run["ceilings"])]
     goals = [_goal(r) for p in parts.values() for r in p["rows"] if _is_goal(r)]
     goals = [_all_pass(name, p) for name, p in parts.items() if "counts" in p] + goals
     if goals:
@@ -86,11 +98,13 @@ def _is_goal(row: Row) -> bool:
     return "verdict" in row and (row["kind"] != "compared" or row["target"] is not None)
 
 
-def _machine(part: dict[str, Any] | None) -> list[str]:
-    if part is None:
-        return []
-    known = {r["name"]: r["value"] for r in part["rows"] if r["kind"] == "fact"}
-    return ["; ".join(f"{k} {v}" for k, v in known.items()) + ".", ""]
+def _facts(part: dict[str, Any] | None) -> dict[str, Any]:
+    rows = [] if part is None else part["rows"]
+    return {r["name"]: r["value"] for r in rows if r["kind"] == "fact"}
+
+
+def _machine(known: dict[str, Any]) -> list[str]:
+    return ["; ".join(f"{k} {v}" for k, v in known.items()) + ".", ""] if known else []
 
 
 def _ceilings(found: dict[str, float]) -> list[str]:

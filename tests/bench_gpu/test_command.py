@@ -9,6 +9,7 @@ from bench.gpu import __main__ as command
 from bench.gpu import supervisor
 from bench.gpu.rows import BROKEN, PASSED, check, fact
 from bench.gpu.supervisor import DONE, FAILED, Result
+from dfa_kernels.throughput import environment
 
 
 @pytest.fixture
@@ -16,6 +17,7 @@ def gpu(monkeypatch, tmp_path):
     """A GPU to all appearance, and parts that do as the returned function says."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(supervisor, "end_on_terminate", lambda: None)
+    monkeypatch.setattr(environment, "commit", lambda: "unknown")
 
     def run(part, *arguments):
         monkeypatch.setattr(supervisor.Worker, "run", lambda self, *given: part(*given))
@@ -91,7 +93,7 @@ def test_a_second_call_goes_on_with_what_is_not_done(capsys, gpu):
     parts = held(gpu)["parts"]
     assert {p["status"] for p in parts.values()} == {DONE}
     assert parts["tests"] == first["tests"]
-    assert "2 parts are done already; 1 to go" in capsys.readouterr().out
+    assert "2 parts are taken over; 1 to go" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"commit": "abc", "parts": 3}'])

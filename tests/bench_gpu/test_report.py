@@ -130,7 +130,7 @@ def results():
 
 
 def lines(given):
-    made = {"commit": "abc", "rehearsal": False, **report.derived(given)}
+    made = {"commit": "abc", "rehearsal": False, "earlier": [], **report.derived(given)}
     json.dumps(made)
     return report.markdown(made).splitlines()
 
@@ -158,7 +158,7 @@ def test_a_reader_sees_what_is_missing():
     assert "device NVIDIA H200; torch 2.11" in text
     assert "abc" in text
     assert "rehearsal" not in text
-    made = {"commit": "abc", "rehearsal": True, **report.derived({})}
+    made = {"commit": "abc", "rehearsal": True, "earlier": [], **report.derived({})}
     assert "A rehearsal" in report.markdown(made)
 
 
