@@ -1,8 +1,8 @@
 """Time, floor and gap of every part and layer of a step, from its trace, its work and the ceilings.
 
 A floor is the longer of two times: the bytes over the copy's rate, and the flops over the rate of
-large products, both measured in the same run. A floor that is longer than the time itself says
-that the operands came from a cache, which a large copy has none of.
+large products, both measured in the same run. A floor that is longer than the time itself is none:
+the operands came from a cache, which a large copy has none of. There is no gap then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def floor(work: Work, ceilings: Ceilings) -> Floor | None:
 @dataclass(frozen=True)
 class Line:
     """A part, or a layer in it: milliseconds a step (median and quartiles), what it must do, and
-    the floor under it, null where nothing is known of that."""
+    the floor under it, null where nothing is known of that; it is none where it is ``beaten``."""
 
     part: str
     layer: str
@@ -48,8 +48,13 @@ class Line:
     bound: str | None
 
     @property
+    def beaten(self) -> bool:
+        """Whether it took less than its floor."""
+        return self.floor_ms is not None and self.ms < self.floor_ms
+
+    @property
     def gap_ms(self) -> float | None:
-        return None if self.floor_ms is None else self.ms - self.floor_ms
+        return None if self.floor_ms is None or self.beaten else self.ms - self.floor_ms
 
 
 #: The share of a floor of products from which down on the floor itself must be wrong.
@@ -90,6 +95,12 @@ def apart(steps: Sequence[Step], works: Mapping[Unit, Work], ceilings: Ceilings)
     if unknown:
         rates = ", ".join(sorted(unknown))
         notes.append(f"no ceiling for products of {rates}: what multiplies them has no floor")
+    cached = [x.part for x in parts if x.bound == "memory" and x.beaten]
+    if cached:
+        notes.append(
+            f"{' and '.join(cached)} took less than a floor of memory: the copy's rate is of "
+            "arrays far larger than the caches, and what lies in them is read faster"
+        )
     beaten = [x.part for x in parts if x.bound == "products" and x.ms < _BEATEN * (x.floor_ms or 0)]
     if beaten:
         notes.append(

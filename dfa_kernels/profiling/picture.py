@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dfa_kernels.profiling import PARTS, PYTHON
+from dfa_kernels.profiling.parts import Line
 from dfa_kernels.profiling.report import Profile
 from dfa_kernels.profiling.trace import Span, Step
 
@@ -43,6 +44,8 @@ _STYLE: Any = {
 
 #: A label is drawn in a block of at least this share of the axis for each of its letters.
 _LETTER = 0.0082
+#: Milliseconds: what must take less than the clock can tell is not compared with it.
+_LEAST = 1e-3
 
 
 def draw(path: Path, shown: Mapping[str, tuple[Profile, Step]], title: str) -> None:
@@ -64,7 +67,7 @@ def draw(path: Path, shown: Mapping[str, tuple[Profile, Step]], title: str) -> N
             _bars(bars, profile, widest)
             if row == len(shown) - 1:
                 time.set_xlabel("ms since the step began, under the profiler")
-                bars.set_xlabel("ms a step; line: the floor")
+                bars.set_xlabel("ms a step, × the floor (the line)")
         used = {s.part for _, step in shown.values() for s in step.spans}
         patches = [Patch(color=_COLOURS[part], label=part) for part in PARTS if part in used]
         figure.legend(handles=patches, loc="upper right", ncols=len(patches), borderaxespad=0.1)
@@ -117,10 +120,17 @@ def _bars(axis: Axes, profile: Profile, widest: float) -> None:
         if line.floor_ms is not None:
             axis.plot([line.floor_ms] * 2, [i - 0.42, i + 0.42], color="black", linewidth=2)
         right = max(line.quartiles[1], line.floor_ms or 0)
-        times_ = f"{line.ms / line.floor_ms:.1f}×" if line.floor_ms else ""
-        axis.text(right + 0.02 * widest, i, f"{line.ms:.2f} {times_}", va="center", fontsize=7.5)
+        axis.text(right + 0.02 * widest, i, caption(line), va="center", fontsize=7.5)
     right = profile.python_ms + 0.02 * widest
-    axis.text(right, len(names) - 1, f"{profile.python_ms:.2f}", va="center", fontsize=7.5)
+    axis.text(right, len(names) - 1, f"{profile.python_ms:.2f} ms", va="center", fontsize=7.5)
     axis.set_xlim(0, max(widest, 1.4 * profile.python_ms))
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
+
+
+def caption(line: Line) -> str:
+    """A part's time, and how many times its floor that is, where it has one worth the name."""
+    said = f"{line.ms:.2f} ms"
+    if line.floor_ms is None or line.floor_ms < _LEAST or line.beaten:
+        return said
+    return f"{said} · {line.ms / line.floor_ms:.1f}×"

@@ -50,7 +50,8 @@ class Profile:
 
     @property
     def floor_ms(self) -> float | None:
-        floors = [line.floor_ms for line in self.parts]
+        """Of the step; a part that beat its floor counts with its own time."""
+        floors = [line.ms if line.beaten else line.floor_ms for line in self.parts]
         return None if None in floors else sum(f for f in floors if f is not None)
 
 
@@ -109,6 +110,8 @@ def print_tables(console: Console, profile: Profile, ceilings: Ceilings, title: 
         gaps.sort(key=lambda line: -(line.gap_ms or 0))
         console.print(_layers(profile, gaps[:_LAYERS]))
     console.print("ms a step; floor: bytes by the copy's rate, or flops by the products'")
+    if any(line.beaten for line in profile.parts):
+        console.print("gap –: it took less than its floor, which is none then", highlight=False)
     rates = ", ".join(f"{rate:.3g} TFLOP/s {dtype}" for dtype, rate in ceilings.tflops.items())
     copy = "no copy" if ceilings.gbps is None else f"copy {ceilings.gbps:.3g} GB/s"
     console.print(f"ceilings: {copy}, products {rates or 'not measured'}", highlight=False)
@@ -145,7 +148,7 @@ def _parts(profile: Profile) -> Table:
     table.add_row(
         "step", _ms(profile.ms), f"{_ms(low)}–{_ms(high)}", "", "", "",
         "" if least is None else _ms(least), "",
-        "" if least is None else _ms(profile.ms - least), style="bold",
+        "" if least is None else _ms(max(0.0, profile.ms - least)), style="bold",
     )  # fmt: skip
     return table
 
@@ -169,9 +172,9 @@ def _table(first: str, others: Sequence[str]) -> Table:
 
 def _against(line: Line) -> tuple[str, str, str]:
     """Floor, what it is bound by, and gap."""
-    if line.floor_ms is None or line.gap_ms is None:
+    if line.floor_ms is None:
         return "?", "", ""
-    return _ms(line.floor_ms), line.bound or "", _ms(line.gap_ms)
+    return _ms(line.floor_ms), line.bound or "", "–" if line.gap_ms is None else _ms(line.gap_ms)
 
 
 def _ms(ms: float) -> str:

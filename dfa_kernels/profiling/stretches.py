@@ -47,7 +47,7 @@ def steps(sources: Sequence[Source]) -> list[Taken]:
                 f"{100 * line.ms / profile.ms:.0f} %",
                 "?" if line.floor_ms is None else f"{line.floor_ms:.3f}",
                 line.bound or "",
-                "" if line.gap_ms is None else f"{line.gap_ms:.3f}",
+                "–" if line.beaten else "" if line.gap_ms is None else f"{line.gap_ms:.3f}",
             )
             width = 100 * line.ms / longest
             label = profile.label(line.part)

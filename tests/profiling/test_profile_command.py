@@ -1,5 +1,6 @@
 """`dfa-kernels profile` from the command line: what it leaves, and what it refuses."""
 
+import io
 import json
 
 import pytest
@@ -10,7 +11,11 @@ from dfa_kernels.throughput.result import Ceilings
 for needed in ("jinja2", "matplotlib", "numpy", "rich"):
     pytest.importorskip(needed, reason="needs the extra: dfa_kernels[bench]")
 
-from dfa_kernels.profiling import command  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from dfa_kernels.profiling import command, picture, report  # noqa: E402
+from dfa_kernels.profiling.parts import Line  # noqa: E402
+from dfa_kernels.profiling.report import Profile  # noqa: E402
 from dfa_kernels.training import extras  # noqa: E402
 
 MODELS = """
@@ -112,6 +117,39 @@ def test_the_built_in_network_by_every_method(tmp_path, capsys):
     names = {e["name"] for e in trace["traceEvents"]}
     assert {"dfa/forward/hidden1", "dfa/projection/hidden1", "dfa/update/output"} <= names
     assert "host_name" not in trace and str(tmp_path) not in (out / "trace-dfa.json").read_text()
+
+
+def line(part, ms, floor, bound="memory"):
+    return Line(part, "", ms, (ms, ms), 0, 0, floor, bound)
+
+
+def test_a_floor_that_is_beaten_has_no_gap_in_the_table():
+    """Nor does it count in the step's floor with more than the time that was taken."""
+    taken = (line("forward", 3.0, 1.0, "products"), line("optimizer", 4.0, 10.0))
+    profile = Profile("bp", "none", "SGD", False, 8.0, (8.0, 8.0), 9.0, 1.0, taken, (), ())
+    assert profile.floor_ms == 5.0
+    console = Console(file=io.StringIO(), width=80)
+    report.print_tables(console, profile, Ceilings(), "bp")
+    said = [words for row in console.file.getvalue().splitlines() if (words := row.split())]
+    rows = {words[0]: words for words in said}
+    assert rows["forward"][-3:] == ["1.000", "products", "2.000"]
+    assert rows["optimizer"][-3:] == ["10.00", "memory", "–"]
+    assert rows["step"][-2:] == ["5.000", "3.000"]
+    assert " ".join(rows["gap"]) == "gap –: it took less than its floor, which is none then"
+
+
+@pytest.mark.parametrize(
+    ("ms", "floor", "said"),
+    [
+        (105.218, 61.0, "105.22 ms · 1.7×"),
+        (0.268, 1e-5, "0.27 ms"),
+        (0.268, 2e-3, "0.27 ms · 134.0×"),
+        (3.0, 6.99, "3.00 ms"),
+        (3.0, None, "3.00 ms"),
+    ],
+)
+def test_the_picture_compares_with_floors_worth_the_name(ms, floor, said):
+    assert picture.caption(line("forward", ms, floor)) == said
 
 
 def test_a_second_run_replaces_the_first(tmp_path):

@@ -208,6 +208,17 @@ def test_a_floor_that_is_beaten_says_what_is_wrong(ms, said):
     assert any(note.startswith("forward took less than a floor") for note in found.notes) == said
 
 
+def test_a_floor_that_is_beaten_leaves_no_gap():
+    works = {("forward", ""): Work({"float32": 10**8}, 0), ("optimizer", ""): Work({}, 10**8)}
+    steps = [Step(9.0, {("forward", ""): 3.0, ("optimizer", ""): 4.0})]
+    found = parts.apart(steps, works, MOST)
+    forward, optimizer = found.parts
+    assert (forward.floor_ms, forward.gap_ms, forward.beaten) == (1.0, 2.0, False)
+    assert (optimizer.floor_ms, optimizer.gap_ms, optimizer.beaten) == (10.0, None, True)
+    (note,) = found.notes
+    assert note.startswith("optimizer took less than a floor of memory: the copy's rate is of")
+
+
 def test_what_has_no_work_has_no_floor():
     found = parts.apart([Step(3.0, {("error", ""): 2.5})], {}, MOST)
     assert found.parts[0].floor_ms is None

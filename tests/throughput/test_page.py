@@ -139,6 +139,15 @@ def test_a_profile_alone(tmp_path):
     assert "ratios" not in found.sections and "scaling" not in found.sections
 
 
+def test_a_floor_that_is_beaten_leaves_no_gap_on_the_page(tmp_path):
+    log = page_examples.log()
+    taken = log.methods["dfa"]
+    parts = [replace(p, floor_ms=2.0) if p.part == "update" else p for p in taken.parts]
+    log = replace(log, methods={"dfa": replace(taken, parts=tuple(parts))})
+    steps = made(tmp_path, profile=log).text("steps")
+    assert "update + optimizer 1.500 38 % 2.000 memory –" in steps
+
+
 def test_a_profile_joins_the_roofline_of_its_own_machine_and_commit(tmp_path):
     together = made(tmp_path, run=examples.result(), profile=page_examples.log())
     assert "update + optimizer of dfa, 3 × 256 tanh" in together.text("roofline")
