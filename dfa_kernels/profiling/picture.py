@@ -44,6 +44,8 @@ _STYLE: Any = {
 
 #: A label is drawn in a block of at least this share of the axis for each of its letters.
 _LETTER = 0.0082
+#: The length of the bars' axis by that of the longest bar: its label stands behind it.
+_ROOM = 1.65
 #: Milliseconds: what must take less than the clock can tell is not compared with it.
 _LEAST = 1e-3
 
@@ -59,7 +61,7 @@ def draw(path: Path, shown: Mapping[str, tuple[Profile, Step]], title: str) -> N
             max(step.whole, *(s.start + s.ms for s in step.spans)) for _, step in shown.values()
         )
         every = [line for profile, _ in shown.values() for line in profile.parts]
-        widest = 1.4 * max(max(line.quartiles[1], line.floor_ms or 0) for line in every)
+        widest = _ROOM * max(max(line.quartiles[1], line.floor_ms or 0) for line in every)
         for row, (profile, step) in enumerate(shown.values()):
             time = figure.add_subplot(grid[row, 0])
             _time(time, profile, step, end)
@@ -123,7 +125,7 @@ def _bars(axis: Axes, profile: Profile, widest: float) -> None:
         axis.text(right + 0.02 * widest, i, caption(line), va="center", fontsize=7.5)
     right = profile.python_ms + 0.02 * widest
     axis.text(right, len(names) - 1, f"{profile.python_ms:.2f} ms", va="center", fontsize=7.5)
-    axis.set_xlim(0, max(widest, 1.4 * profile.python_ms))
+    axis.set_xlim(0, max(widest, _ROOM * profile.python_ms))
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
 
