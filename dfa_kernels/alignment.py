@@ -84,7 +84,7 @@ class Observation(Recording):
     def fuses(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
 
-    def point(self, name: str, output: Tensor) -> Tensor:
+    def point(self, name: str, module: nn.Module, output: Tensor) -> Tensor:
         if self._admits(name):
             check_real(output, f"point {name!r}")
             if not output.requires_grad:
@@ -122,11 +122,17 @@ def _cosine(true: Tensor | None, projected: Tensor) -> Cosine:
 def _untouched(module: nn.Module) -> Iterator[None]:
     """Whatever a forward pass changes in ``module`` or the random state, put back."""
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    buffers = {name: b.clone() for name, b in module.named_buffers()}
+    kept = [
+        (own, name, buffer, None if buffer is None else buffer.clone())
+        for own in module.modules()
+        for name, buffer in own._buffers.items()
+    ]
     with torch.random.fork_rng(devices=sorted(devices, key=str)):
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, buffer in module.named_buffers():
-                    buffer.copy_(buffers[name])
+                for own, name, buffer, value in kept:
+                    own._buffers[name] = buffer
+                    if buffer is not None and value is not None:
+                        buffer.copy_(value)

@@ -128,3 +128,33 @@ def test_a_model_without_a_point_has_no_alignment():
 def test_a_plain_model_is_refused():
     with pytest.raises(TypeError, match="needs a DFA module, got a Sequential"):
         dfa.alignment(model(), F.cross_entropy, *data())
+
+
+class Growing(nn.Module):
+    """Its buffers are other tensors after a forward pass, and one is there from then on only."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = model()
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("cache", None)
+
+    def forward(self, x):
+        self.seen = torch.cat((self.seen, x.mean()[None]))
+        if self.cache is None:
+            self.cache = x.mean(0)
+        return self.layers(x - self.cache + self.seen.sum())
+
+
+def test_buffers_that_a_forward_pass_replaces():
+    net, (x, y) = dfa.DFA(Growing()), data()
+    for cached in (False, True):
+        if cached:
+            net.module.cache = torch.ones(9)
+        seen = net.module.seen
+        dfa.alignment(net, F.cross_entropy, x, y)
+        assert net.module.seen is seen
+        assert torch.equal(seen, torch.zeros(1))
+        assert (net.module.cache is not None) == cached
+        if cached:
+            assert torch.equal(net.module.cache, torch.ones(9))
