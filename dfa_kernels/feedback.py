@@ -124,6 +124,8 @@ class Feedback:
             raise ValueError(f"the feedback seed must be an int, got {self.seed!r}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"the feedback seed must be in [0, 2**63), got {self.seed}")
+        if self.scale is not None and not isinstance(self.scale, (int, float)):
+            raise ValueError(f"the feedback scale must be a number, got {self.scale!r}")
         if self.scale is not None and not math.isfinite(self.scale):
             raise ValueError(f"the feedback scale must be finite, got {self.scale}")
 
@@ -135,7 +137,10 @@ class Feedback:
 
         Raises:
             ValueError: not two-dimensional, or not of a real floating dtype.
+            TypeError: no tensor.
         """
+        if not isinstance(matrix, Tensor):
+            raise TypeError(f"a feedback matrix must be a tensor, got a {type(matrix).__name__}")
         if matrix.dim() != 2 or not matrix.is_floating_point():
             raise ValueError(
                 "a feedback matrix must be a real floating tensor (E, D_max), "

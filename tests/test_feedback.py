@@ -134,3 +134,10 @@ def test_matrices_refused(matrix):
 def test_a_matrix_that_does_not_fit(shape, said):
     with pytest.raises(ValueError, match=said):
         Feedback.from_matrix(torch.ones(3, 8)).matrix(*shape)
+
+
+def test_what_is_no_number_or_tensor():
+    with pytest.raises(ValueError, match="scale must be a number, got 'a'"):
+        Feedback(scale="a")
+    with pytest.raises(TypeError, match="must be a tensor, got a list"):
+        Feedback.from_matrix([[1.0]])
