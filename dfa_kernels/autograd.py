@@ -95,7 +95,7 @@ class ErrorNode(torch.autograd.Function):
         ctx.points = [(p.shape, p.dtype) for p in tensors[:points]]
         ctx.dtypes = [p.dtype for p in tensors[points : points + plan.parameters]]
         ctx.save_for_backward(matrix, output if plan.keeps_output else None, *kept)
-        return output.view_as(output)
+        return _again(output)
 
     @staticmethod
     @once_differentiable
@@ -137,7 +137,7 @@ class DeferringNode(torch.autograd.Function):
         ctx.points = [(p.shape, p.dtype) for p in points]
         ctx.ledger, ctx.parameters = ledger, parameters
         ctx.save_for_backward(matrix, output if plan.keeps_output else None, *chain)
-        return output.view_as(output)
+        return _again(output)
 
     @staticmethod
     @once_differentiable
@@ -148,11 +148,21 @@ class DeferringNode(torch.autograd.Function):
         feedback = plan.feedback(matrix)
         if ctx.ledger.wanted():
             inputs, saved = zip(*_matrices(plan, flat, output, kept), strict=True)
-            record = Record(plan.layers, plan.scale, feedback, ctx.parameters, flat, inputs, saved)
-            ctx.ledger.add(record)
+            watched: list[Any] = [flat, *kept] if output is None else [flat, *kept, output]
+            ctx.ledger.add(
+                Record(
+                    plan.layers, plan.scale, feedback, ctx.parameters, flat, inputs, saved, watched
+                )
+            )
         passed = error if ctx.needs_input_grad[2] else None
         points = _projections(ctx, plan, feedback, flat)
         return None, None, passed, None, None, None, None, *points
+
+
+def _again(output: Tensor) -> Tensor:
+    """The same elements as a tensor that may be written to, which no view that a node returns may;
+    dynamo takes only the view."""
+    return output.view_as(output) if torch.compiler.is_compiling() else output.detach()
 
 
 #: The graph task in which each DFA module's node ran last: activation checkpointing runs parts of
@@ -163,7 +173,15 @@ tasks: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 def _saved(ctx: Any, plan: Plan) -> tuple[Tensor | None, ...]:
     if not torch.compiler.is_compiling() and hasattr(ctx, "owner"):
         tasks[ctx.owner] = torch._C._current_graph_task_id()
-    return unfreed(ctx, len(plan.points), len(plan.layers))
+    try:
+        return unfreed(ctx, len(plan.points), len(plan.layers))
+    except RuntimeError as stale:
+        if plan.update != "backward" or "inplace" not in str(stale):
+            raise
+        raise RuntimeError(
+            'update="backward" has stepped since this forward pass, or somebody has written to '
+            'what it left: have one forward and one backward pass a step, or use update="step"'
+        ) from stale
 
 
 def unfreed(ctx: Any, points: int, layers: int) -> tuple[Any, ...]:
@@ -238,7 +256,8 @@ def _parameters(
     if not plan.layers:
         return slots
     if plan.update == "backward":
-        _step(plan, feedback, error, records, rest)
+        if _accumulates(ctx):
+            _step(plan, feedback, error, records, rest)
         return slots
     dtype = ctx.dtypes[0]
     for other in ctx.dtypes[1:]:
@@ -251,6 +270,17 @@ def _parameters(
                 before = slots[slot]
                 slots[slot] = gradient if before is None else before + gradient
     return slots
+
+
+def _accumulates(ctx: Any) -> bool:
+    """Whether the backward pass under way accumulates the parameters' gradients: that of
+    `autograd.grad` for something else steps nothing. A compiled one cannot tell."""
+    if torch.compiler.is_compiling():
+        return True
+    leaves = [node for node, _ in ctx.next_functions if node is not None]
+    return any(
+        hasattr(node, "variable") and torch._C._will_engine_execute_node(node) for node in leaves
+    )
 
 
 def _step(

@@ -34,7 +34,7 @@ class Chain:
     Sequential of fused layers alone; ``layers``: with their names, the last being the head."""
 
     def __init__(self, owner: DFA, model: nn.Sequential, layers: list[tuple[str, Linear]]) -> None:
-        self._owner = owner
+        self._owner, self._model = owner, model
         self._modules, self._children = model._modules, tuple(model._modules.values())
         self._hooks = [
             hooks
@@ -44,6 +44,7 @@ class Chain:
             )
         ]  # fmt: skip
         self._parameters = [layer._parameters for _, layer in layers]
+        self._shapes = [(layer.out_features, layer.in_features) for _, layer in layers]
         _, head = layers[-1]
         plans = []
         for i, (name, layer) in enumerate(layers):
@@ -63,7 +64,11 @@ class Chain:
             return None
         if any(self._hooks) or any(_global_hooks):
             return None
+        if self._owner._modules["module"] is not self._model:
+            return None
         if tuple(self._modules.values()) != self._children:
+            return None
+        if any(map(_overridden, (self._model, *self._children))):
             return None
         x = args[0]
         if type(x) is not Tensor or x.dim() != 2 or x.requires_grad or x.is_meta:
@@ -72,11 +77,11 @@ class Chain:
             return None
         dtype = autocast_dtype(x) if _autocast() else None
         parameters: list[Any] = []
-        for own in self._parameters:
+        for own, shape in zip(self._parameters, self._shapes):  # noqa: B905 (a step's time)
             weight, bias = own.get("weight"), own.get("bias")
             if weight is None or bias is None:
                 return None
-            if not (weight.requires_grad and bias.requires_grad):
+            if weight.shape != shape or not (weight.requires_grad and bias.requires_grad):
                 return None
             parameters += (weight, bias)
         first = parameters[0]
@@ -96,6 +101,12 @@ class Chain:
         if matrix is not None:
             self.feedback.check_shape(self._outputs, self._widest, "the widest point")
         return _apply(self, matrix, x, ledger.leaf, ledger, parameters, dtype)
+
+
+def _overridden(module: nn.Module) -> bool:
+    """Whether to call the module is more than its class's forward pass."""
+    own = module.__dict__
+    return "forward" in own or own.get("_compiled_call_impl") is not None
 
 
 class ChainNode(torch.autograd.Function):
@@ -140,10 +151,11 @@ class ChainNode(torch.autograd.Function):
         if error.requires_grad:  # backward(create_graph=True)
             error = error.detach()
         # the head's f′ is read from the output, whose graph is this node
+        watched = (error, given) if last is None else (error, given, last)
         last = error if last is None else last.detach()
         feedback = chain.feedback if matrix is None else Feedback(MATRIX, values=matrix)
         kept = (given, *inputs), (*saved, last)
-        record = Record(chain.plans, chain.scale, feedback, ctx.parameters, error, *kept)
+        record = Record(chain.plans, chain.scale, feedback, ctx.parameters, error, *kept, watched)
         ctx.ledger.add(record)
         return None, None, None, None, None, None, None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from operator import is_
 from typing import Any
 
 import torch
@@ -60,11 +61,22 @@ class FusedUpdate(UpdatesInBackward):
         # Of the last step that was not repeated: its layers, and `kind`.
         self._before: tuple[Any, list] | None = None
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
-        self._known = [(group, len(group["params"])) for group in self.param_groups]
+        self._known = [(group, list(group["params"])) for group in self.param_groups]
         for group in self.param_groups:
             if "capturable" in group:  # a checkpoint's is not how this one runs
                 group["capturable"] = self.capturable
         self._prepare_slots()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch: a momentum that the first step will start is not in it."""
+        made = super().state_dict()
+        every = [p for group in self.param_groups for p in group["params"]]
+        for i, p in enumerate(every):
+            if id(p) in self._fresh and i in made["state"]:
+                own = made["state"].pop(i)
+                rest = {name: own[name] for name in own if name not in RULES[self.rule].states}
+                made["state"].update({i: rest} if rest else {})
+        return made
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; a state_dict of the torch.optim optimizer fits too, as does one with or
@@ -87,15 +99,25 @@ class FusedUpdate(UpdatesInBackward):
         """Notice groups that were exchanged or grew without `add_param_group`, as torch does."""
         groups = self.param_groups
         if len(groups) == len(self._known):
-            for group, (known, count) in zip(groups, self._known):  # noqa: B905 (a step's time)
-                if group is not known or len(group["params"]) != count:
+            for group, (known, before) in zip(groups, self._known):  # noqa: B905 (a step's time)
+                own = group["params"]
+                if group is not known or len(own) != len(before) or not all(map(is_, own, before)):
                     break
             else:
                 return
         self._prepare()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch."""
+        """As in torch.
+
+        Raises:
+            TypeError: the group names a DFA module.
+        """
+        if isinstance(param_group.get("params"), DFA):
+            raise TypeError(
+                "a DFA module is named when the optimizer is constructed: give add_param_group "
+                "parameters, or construct the optimizer with all of its modules"
+            )
         super().add_param_group(param_group)
         if hasattr(self, "update"):  # torch adds the first groups while it is constructed
             self._prepare()
@@ -221,6 +243,9 @@ class FusedUpdate(UpdatesInBackward):
         records = self.ledger.records
         if not records:
             return 0
+        if not torch.compiler.is_compiling():  # which knows no versions
+            for record in records:
+                record.check()
         self._follow_groups()
         if self._repeat is not None and len(records) == 1:
             rows = self._repeat.rows(records[0], self)
@@ -262,7 +287,7 @@ class FusedUpdate(UpdatesInBackward):
     def _remember(self, stepped: list[Tensor], updates: list[LayerUpdate]) -> None:
         """Keep what a step has found where two on end were of one kind."""
         before, self._before, self._repeat = self._before, None, None
-        if repeatable(self.ledger.records, stepped) and self._rows is None:
+        if repeatable(self.ledger.records, stepped, updates) and self._rows is None:
             record = self.ledger.records[0]
             self._before = record.plans, kind(updates)
             if before is not None and before[0] is record.plans and before == self._before:
@@ -308,6 +333,12 @@ class FusedUpdate(UpdatesInBackward):
             for p in group["params"]:
                 gradient = p.grad
                 if type(gradient) is PendingGradient:
+                    if gradient.ledger() is not self.ledger:
+                        raise RuntimeError(
+                            f"layer {gradient.layer!r} is stepped by another optimizer, which was "
+                            f"constructed for its DFA module after this {type(self).__name__}: "
+                            "step that one, or construct this one anew"
+                        )
                     if gradient.dense is None:
                         continue
                     p.grad = gradient.dense
@@ -326,6 +357,8 @@ class FusedUpdate(UpdatesInBackward):
         """Whether all of a forward pass's fused parameters are this optimizer's to update."""
         if not torch.compiler.is_compiling():
             self._follow_groups()
+            if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+                return False  # somebody wants to see a gradient
         for p in parameters:
             if id(p) not in self._groups:
                 return False
@@ -363,8 +396,9 @@ def _shared_biases(nets: tuple[DFA, ...]) -> set[int]:
     partners: dict[int, set[int]] = {}
     for net in nets:
         for layer in net.fused_layers():
-            if layer.bias is not None:
-                partners.setdefault(id(layer.bias), set()).add(id(layer.weight))
+            own = layer._parameters  # what is computed by a parametrization is nobody else's
+            if own.get("bias") is not None:
+                partners.setdefault(id(own["bias"]), set()).add(id(own.get("weight", layer)))
     return {bias for bias, weights in partners.items() if len(weights) > 1}
 
 

@@ -8,6 +8,7 @@ elements do not exist, and whatever asks for them is refused in one sentence, so
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,7 +52,8 @@ class Record:
     fused layer what ``plans`` says, what it was given and what its f′ is read from (N·k, features).
 
     ``plans``: the same object where another pass had the same layers in the same dtypes, which
-    are by the error's; ``parameters``: of all.
+    are by the error's; ``parameters``: of all; ``watched``: the error and what else others see
+    too, and may write to.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class Record:
         error: Tensor,
         inputs: Sequence[Tensor],
         saved: Sequence[Tensor],
+        watched: Sequence[Tensor],
     ) -> None:
         self.plans, self.scale, self.feedback = plans, scale, feedback
         self.parameters, self.error = parameters, error
         self.inputs, self.saved = tuple(inputs), tuple(saved)
         self._layers: list[Recorded] | None = None
+        self._watched, self._versions = watched, [t._version for t in watched]
 
     @property
     def layers(self) -> list[Recorded]:
@@ -87,9 +91,29 @@ class Record:
             made.append(Recorded(name, parameters[weight], own, segment))
         return made
 
-    def dropped(self) -> bool:
-        """Whether none of its parameters has a gradient."""
-        return all(p.grad is None for p in self.parameters)
+    def check(self) -> None:
+        """A step reads what the backward pass has seen.
+
+        Raises:
+            RuntimeError: somebody has written to it since.
+        """
+        for tensor, version in zip(self._watched, self._versions):  # noqa: B905 (a step's time)
+            if tensor._version != version:
+                what = "the error" if tensor is self._watched[0] else "a layer's input or output"
+                raise RuntimeError(
+                    f"{what} of shape {tuple(tensor.shape)} was changed in place between "
+                    "backward() and step(), which reads it: give every backward pass tensors of "
+                    'its own, or construct the optimizer with update="backward"'
+                )
+
+    def dropped(self, number: int) -> bool:
+        """Whether none of its parameters has a gradient that this record, the ledger's
+        ``number``, is part of."""
+        for p in self.parameters:
+            pending = p.grad
+            if type(pending) is PendingGradient and pending.start <= number:
+                return False
+        return True
 
     def name_of(self, parameter: Tensor) -> str:
         """The name of the layer whose parameter it is."""
@@ -105,18 +129,28 @@ class PendingGradient(torch.Tensor):
     another method's backward)."""
 
     layer: str
+    ledger: weakref.ref[Ledger]
     start: int
     dense: Tensor | None
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def of(cls, parameter: Tensor, layer: str) -> Any:
+    def of(cls, parameter: Tensor, layer: str, ledger: Ledger) -> Any:
         made: Any = torch.Tensor._make_wrapper_subclass(
             cls, parameter.shape, dtype=parameter.dtype, device=parameter.device
         )
         made.layer, made.start, made.dense = layer, 0, None
+        made.ledger = weakref.ref(ledger)
         return made
+
+    # What would reach for its memory, of which there is none, without asking for an operation.
+
+    def share_memory_(self) -> Any:
+        raise _refusal("share_memory_", [self.layer])
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise _refusal("__dlpack__", [self.layer])
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
@@ -129,16 +163,35 @@ class PendingGradient(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         left = args[0]
-        if func is _aten.add_.Tensor and type(left) is cls and not isinstance(args[1], cls):
-            left.dense = args[1].clone() if left.dense is None else left.dense + args[1]
+        if func is _aten.add_.Tensor and type(left) is cls and type(args[1]) in _ADDED:
+            alpha = (kwargs or {}).get("alpha", 1)
+            more = torch.as_tensor(args[1], dtype=left.dtype, device=left.device) * alpha
+            more = more.expand(left.shape).contiguous()
+            left.dense = more if left.dense is None else left.dense + more
             return left
         flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else (arg,))]
-        names = dict.fromkeys(repr(a.layer) for a in flat if isinstance(a, cls))
-        raise RuntimeError(
-            f"{func.name()} asked for the gradient of {', '.join(names)}, which a fused update "
-            "never makes: leave clipping, scaling, averaging and logging of gradients to a "
-            "torch.optim optimizer, or keep these parameters out of the dfa_kernels.optim one"
+        raise _refusal(func.name(), [a.layer for a in flat if isinstance(a, cls)])
+
+
+# What a gradient may be added to by hand.
+_ADDED = (Tensor, torch.nn.Parameter, int, float)
+
+
+def _refusal(operation: str, layers: Sequence[str]) -> RuntimeError:
+    names = ", ".join(dict.fromkeys(map(repr, layers)))
+    if operation in _CASTS:
+        return RuntimeError(
+            f"{operation} asked for the gradient of {names}, which a fused update never makes: "
+            "step() and zero_grad() before the model is cast, moved or shared"
         )
+    return RuntimeError(
+        f"{operation} asked for the gradient of {names}, which a fused update never makes: leave "
+        "clipping, scaling, averaging and logging of gradients to a torch.optim optimizer, or keep "
+        "these parameters out of the dfa_kernels.optim one"
+    )
+
+
+_CASTS = ("aten::_to_copy", "share_memory_")
 
 
 class Hidden:
@@ -178,7 +231,8 @@ class Ledger:
     def add(self, record: Record) -> None:
         """Leave a record. A parameter whose `.grad` is none, or somebody else's, counts records
         from here on; `.grad` then says that it is pending."""
-        if all(held.dropped() for held in self.records):  # cleared by somebody else's zero_grad
+        # Cleared by somebody else's zero_grad.
+        if all(held.dropped(i) for i, held in enumerate(self.records)):
             self.records.clear()
         held = len(self.records)
         for p in record.parameters:
@@ -190,7 +244,7 @@ class Ledger:
             except RuntimeError:  # the parameter was moved or cast since
                 made = None
             if made is None:
-                made = self._pending[id(p)] = PendingGradient.of(p, record.name_of(p))
+                made = self._pending[id(p)] = PendingGradient.of(p, record.name_of(p), self)
                 p.grad = made
             made.start, made.dense = held, gradient
         self.records.append(record)

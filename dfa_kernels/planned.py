@@ -42,9 +42,6 @@ class Planned(NamedTuple):
             layers = [*layers, head]
         if len(layers) != len(plan.layers):
             return None
-        feedback = owner.feedback
-        if (feedback.distribution, feedback.seed) != (plan.distribution, plan.seed):
-            return None
         chain: list[Tensor] = []
         widest = 1
         for known, fused, dtypes in zip(plan.layers, layers, self.dtypes, strict=True):
@@ -70,4 +67,4 @@ class Planned(NamedTuple):
                 chain.append(saved)
             if stream != HEAD:
                 widest = max(widest, own.shape[-1])
-        return chain if feedback.scale_for(widest) == plan.scale else None
+        return chain if owner.feedback.scale_for(widest) == plan.scale else None

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 Row = tuple[float, ...]
 
 
-def repeatable(records: list[Record], stepped: list[Tensor]) -> bool:
-    """Whether a step of these records was of one, and stepped all of its parameters."""
+def repeatable(
+    records: list[Record], stepped: list[Tensor], updates: Sequence[LayerUpdate]
+) -> bool:
+    """Whether a step of these records was of one, of layers that ran once each, and stepped all of
+    its parameters."""
     record = records[0]
-    if len(records) > 1 or ops.traced(record.error):
+    if len(records) > 1 or ops.traced(record.error) or len(updates) < len(record.plans):
         return False
     return len(stepped) == len(record.parameters)
 
@@ -50,6 +53,7 @@ class Repeat:
         self, optimizer: FusedUpdate, record: Record, updates: Sequence[LayerUpdate]
     ) -> None:
         self.parameters = record.parameters
+        self._dtypes = [p.dtype for p in self.parameters]
         self.counts = optimizer._counts_of(record.parameters)
         self._plans, self._feedback = record.plans, record.feedback
         self._known = Repeated.of(updates)
@@ -88,9 +92,9 @@ class Repeat:
         device = self._device
         if record.error.device != device or record.error.dtype is not self._dtype:
             return None
-        for p, known in zip(record.parameters, self.parameters, strict=True):
+        for p, known, dtype in zip(record.parameters, self.parameters, self._dtypes, strict=True):
             pending = p.grad
-            if p is not known or type(pending) is not PendingGradient:
+            if p is not known or p.dtype is not dtype or type(pending) is not PendingGradient:
                 return None
             if pending.start or pending.dense is not None:
                 return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from dfa_kernels import ops
@@ -29,15 +31,24 @@ def expressible(terms: list[Term], feedback: Feedback) -> bool:
     return all(b.identity() == identity and entry.bias is bias for _, b, entry in terms)
 
 
+def _counts(parameter: Tensor | None, number: int) -> bool:
+    """Whether the parameter's gradient counts the ledger's record ``number``."""
+    pending = None if parameter is None else parameter.grad
+    return type(pending) is PendingGradient and pending.start <= number
+
+
 def materialize(terms: list[Term]) -> None:
     """Make the gradients that the terms sum to, for torch.optim to apply."""
     totals: dict[Tensor, Tensor] = {}
     for number, feedback, (_, weight, bias, (error, scale, layer)) in terms:
+        if not (_counts(weight, number) or _counts(bias, number)):
+            continue
         pair = ops.gradients(error, feedback, scale, [layer], weight.dtype)[0]
         for p, gradient in zip((weight, bias), pair, strict=True):
-            if p is None or type(p.grad) is not PendingGradient or number < p.grad.start:
+            if p is None or not _counts(p, number):
                 continue
-            before = totals.get(p, p.grad.dense)
+            pending: Any = p.grad
+            before = totals.get(p, pending.dense)
             gradient = gradient.to(p.dtype)
             totals[p] = gradient if before is None else before + gradient
     for p, total in totals.items():

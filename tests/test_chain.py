@@ -92,8 +92,18 @@ def _freeze(net):
     net.module[1].bias.requires_grad_(False)
 
 
-def _replace(net):
-    net.module[1] = dfa.Linear(31, 17, activation="relu").double()
+def _override(net):
+    layer = net.module[1]
+    layer.forward = lambda x: 2 * dfa.Linear.forward(layer, x)
+
+
+def _widen(net):
+    """The widest of all, so that the scale is another."""
+    for i, shape in ((0, (40, 13)), (1, (17, 40))):
+        layer = net.module[i]
+        layer.out_features, layer.in_features = shape
+        layer.weight = nn.Parameter(torch.ones(shape, dtype=torch.float64) / 20)
+        layer.bias = nn.Parameter(torch.zeros(shape[0], dtype=torch.float64))
 
 
 def _replace_parameter(net):
@@ -105,13 +115,15 @@ LEFT = {
     "a parameter replaced": _replace_parameter,
     "a hook": lambda net: net.module[0].register_forward_hook(lambda m, a, h: h * 2),
     "a frozen parameter": _freeze,
-    "a layer replaced": _replace,
     "a layer added": lambda net: net.module.append(dfa.Linear(5, 5).double()),
     "a backward hook": lambda net: net.module[1].register_full_backward_hook(lambda *_: None),
     "a backward pre-hook": lambda net: net.module[1].register_full_backward_pre_hook(
         lambda *_: None
     ),
     "shallow": lambda net: setattr(net, "method", "shallow"),
+    "a forward of its own": _override,
+    "another model": lambda net: setattr(net, "module", nn.Sequential(*net.module).double()),
+    "a wider layer": _widen,
 }
 
 
@@ -126,6 +138,8 @@ def test_what_is_unusual_takes_the_general_way(change, taken):
         optimizer = dfa.optim.SGD(net, lr=0.1)
         torch.manual_seed(6)
         LEFT[change](net)
+        if change == "a wider layer":
+            optimizer = dfa.optim.SGD(net, lr=0.1)
         ((x, y),) = batches(1)
         F.cross_entropy(net(x), y).backward()
         optimizer.step()

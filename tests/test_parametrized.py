@@ -68,3 +68,13 @@ def test_it_trains_as_an_opaque_layer_does(change, at, how):
     wanted = losses(truth, torch.optim.SGD(truth.parameters(), lr=0.1))
     assert ours == pytest.approx(wanted, rel=1e-12)
     assert ours[-1] != ours[0]
+
+
+def test_to_construct_an_optimizer_computes_no_weight():
+    """Of a spectral norm each look is an iteration."""
+    layer = nn.utils.parametrizations.spectral_norm(dfa.Linear(5, 7, activation="tanh"))
+    net = dfa.DFA(nn.Sequential(layer, nn.Linear(7, 3)))
+    before = {k: v.clone() for k, v in net.state_dict().items() if torch.is_tensor(v)}
+    dfa.optim.SGD(net, lr=0.1)
+    after = net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

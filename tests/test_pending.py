@@ -142,3 +142,79 @@ def test_the_pending_gradient_says_what_it_is():
     assert "never made" in repr(gradient)
     optimizer.zero_grad()
     assert net.module[0].weight.grad is None
+
+
+# By hand ------------------------------------------------------------------------------------------
+
+
+def with_torch(change, steps=4):
+    """Trained beside torch.optim, ``change`` being called between backward and step."""
+    nets = [network() for _ in range(2)]
+    optimizers = [torch.optim.SGD(nets[0].parameters(), lr=0.1), dfa.optim.SGD(nets[1], lr=0.1)]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        for x, y in batches(steps):
+            F.cross_entropy(net(x), y).backward()
+            change(net)
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1, 0.01, -2])
+def test_a_penalty_added_by_hand_has_its_factor(alpha):
+    def decay(net):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.grad.add_(p, alpha=alpha)
+                p.grad.add_(torch.ones_like(p), alpha=alpha)
+                p.grad.add_(0.1, alpha=alpha)
+
+    with_torch(decay)
+
+
+@pytest.mark.parametrize("how", ["share_memory", "half", "double"])
+def test_a_model_is_not_cast_or_shared_under_pending_gradients(how):
+    net = network(torch.float32)
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    ((x, y),) = batches(1, torch.float32)
+    F.cross_entropy(net(x), y).backward()
+    with pytest.raises(RuntimeError, match=r"step\(\) and zero_grad\(\) before the model is"):
+        getattr(net, how)()
+    optimizer.zero_grad()
+    getattr(net, how)()
+
+
+def test_a_penaltys_backward_first_leaves_no_record_behind():
+    """Its dense gradients stand where the pending ones of the step before were cleared."""
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    for x, y in batches(4):
+        sum(p.square().sum() for p in net.parameters()).backward()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        net.zero_grad()
+        assert len(optimizer.ledger.records) == 1
+
+
+# Several optimizers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("later", [dfa.optim.SGD, dfa.optim.AdamW])
+def test_the_one_that_was_constructed_first_steps_nothing(later):
+    """And says so: the module's fused layers are the later one's."""
+    net = network()
+    first, second = dfa.optim.SGD(net, lr=0.1), later(net, lr=0.1)
+    ((x, y),) = batches(1)
+    F.cross_entropy(net(x), y).backward()
+    with pytest.raises(RuntimeError, match=r"layer '0' is stepped by another optimizer.*this SGD"):
+        first.step()
+    before = net.module[0].weight.detach().clone()
+    second.step()
+    assert not torch.equal(before, net.module[0].weight)
+
+
+def test_a_group_that_names_a_module_later_is_refused():
+    optimizer = dfa.optim.SGD(network(), lr=0.1)
+    with pytest.raises(TypeError, match="named when the optimizer is constructed"):
+        optimizer.add_param_group({"params": network()})

@@ -205,18 +205,6 @@ def _a_tied_bias(net, optimizer):
     net.module.second.bias = net.module.first.bias
 
 
-def _another_seed(net, optimizer):
-    net.feedback = dfa.Feedback(seed=9)
-
-
-def _another_distribution(net, optimizer):
-    net.feedback = dfa.Feedback("normal")
-
-
-def _another_scale(net, optimizer):
-    net.feedback = dfa.Feedback(scale=0.7)
-
-
 def _only_the_top(net, optimizer):
     net.method = "shallow"
 

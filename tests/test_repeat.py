@@ -179,7 +179,8 @@ def _by_another_feedback(net):
 
 
 def _by_other_activations(net):
-    other = dfa.DFA(nn.Sequential(*[dfa.Linear(1, 1, activation="relu") for _ in net.module]))
+    layers = [dfa.Linear(m.in_features, m.out_features, activation="relu") for m in net.module]
+    other = dfa.DFA(nn.Sequential(*layers))
     for mine, layer in zip(other.module, net.module, strict=True):
         mine.weight, mine.bias = layer.weight, layer.bias
     return dfa.DFA(other.module, feedback=net.feedback)

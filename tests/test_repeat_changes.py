@@ -1,10 +1,13 @@
 """Whatever has changed between two steps is seen, where the second would repeat the first."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from test_optim import batches
 from test_repeat import adamw, assert_same, momentum, plain_sgd, square, step, trained
+from torch import nn
 
 import dfa_kernels as dfa
 
@@ -199,3 +202,66 @@ def test_a_master_exchanged_is_seen(repeated):
         made.append([own["master"] for own in optimizer.state.values()])
     assert_same(*made)
     assert len(repeated) == 3
+
+
+def test_parameters_that_became_wider():
+    """bf16, then fp32 under autocast, whose activations are what they were."""
+    made = []
+    for plain in (True, False):
+        net = square().bfloat16()
+        optimizer = plain_sgd(net)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for i, (x, y) in enumerate(batches(7, torch.bfloat16)):
+            if i == 4:
+                net.float()
+            with torch.autocast("cpu", torch.bfloat16, enabled=i >= 4):
+                loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        made.append([p.detach() for p in net.parameters()])
+    assert_same(*made)
+
+
+def test_parameters_of_two_groups_exchanged():
+    made = []
+    for plain in (True, False):
+        net = square()
+        first, second = (list(m.parameters()) for m in (net.module[:1], net.module[1:2]))
+        rest = {"params": net}
+        groups = [{"params": first, "lr": 0.3}, {"params": second, "lr": 0.01}, rest]
+        optimizer = dfa.optim.SGD(groups, lr=0.1)
+        if plain:
+            optimizer._remember = lambda *_: None
+        for i, (x, y) in enumerate(batches(8)):
+            if i == 4:
+                one, other = optimizer.param_groups[:2]
+                one["params"], other["params"] = other["params"], one["params"]
+            if i == 6:
+                one["params"][:], other["params"][:] = [*other["params"]], [*one["params"]]
+            if plain:
+                optimizer._prepare()
+            step(net, optimizer, x, y)
+        made.append([p.detach() for p in net.parameters()])
+    assert_same(*made)
+
+
+def test_a_layer_that_runs_twice_is_stepped_again():
+    """Two steps of one retained graph: of one weight two segments."""
+    layer = dfa.Linear(6, 6, activation="tanh").double()
+    model = nn.Sequential(layer, layer, dfa.Linear(6, 5).double())
+    made = []
+    for kind in (torch.optim.SGD, dfa.optim.SGD):
+        net = dfa.DFA(copy.deepcopy(model))
+        optimizer = kind(net.parameters() if kind is torch.optim.SGD else net, lr=0.1)
+        torch.manual_seed(2)
+        x, y = torch.randn(4, 6).double(), torch.arange(4)
+        for _ in range(3):
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+            optimizer.step()
+            optimizer.zero_grad()
+        made.append([p.detach() for p in net.parameters()])
+    for a, b in zip(*made, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -85,6 +85,7 @@ def watched(
             put(subject, attribute, _inside(run, str(Range(part)), open_))
         for name, module in _modules(subject.model()):
             put(module, "forward", _inside(module.forward, str(Range("forward", name)), open_))
+        put(chain, "_overridden", lambda module: False)  # by these ranges alone
         put(chain, "F", layers)
         put(chain, "lowered", layers.lowered)
         put(autograd, "_records", names.of_records(autograd._records))
