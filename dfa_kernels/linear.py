@@ -26,13 +26,15 @@ class Linear(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
-        activation: None, ``"relu"``, ``"tanh"``, ``"sigmoid"``, ``"gelu"``, ``"gelu_tanh"`` or
-            ``"silu"``.
+        activation: None or ``"identity"``, ``"relu"``, ``"tanh"``, ``"sigmoid"``, ``"gelu"``,
+            ``"gelu_tanh"`` or ``"silu"``.
 
     Shape: (…, in_features) → (…, out_features).
 
     Raises:
         ValueError: an unknown activation, an input of another width.
+        TypeError: an input that is not of a real floating dtype.
+        RuntimeError: an input on another device, or of another dtype, than the weight.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Linear(nn.Linear):
             or input.size(-1) != self.in_features
             or input.device != weight.device
             or not (input.is_floating_point() or weight.is_complex())
+            or (input.dtype != weight.dtype and autocast_dtype(input) is None)
         ):
             raise self._unfit(input)
         recording = active.recording or Replay.of_layer(self)
@@ -80,7 +83,7 @@ class Linear(nn.Linear):
         if recording.fuses(input, weight, bias):
             return self._fused(recording, name, input, weight, bias)
         output = self._plain(input, weight, bias)
-        return output if recording.owner.cuts(name) else recording.point(name, output)
+        return output if recording.owner.cuts(name) else recording.point(name, self, output)
 
     def _plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return activations.differentiable(self.activation)(F.linear(input, weight, bias))
@@ -117,6 +120,12 @@ class Linear(nn.Linear):
             return TypeError(
                 f"{layer} was given an input of {input.dtype}, but needs a real floating dtype"
             )
+        if input.dim() and input.size(-1) == self.in_features:
+            weight, given = (str(t.dtype).removeprefix("torch.") for t in (self.weight, input))
+            return RuntimeError(
+                f"{layer} has its weight in {weight}, but was given an input in {given}: cast one "
+                "of them, or use autocast"
+            )
         return ValueError(
             f"{layer} was given an input of shape {tuple(input.shape)}, whose last dimension "
             f"should be {self.in_features}"
@@ -144,9 +153,17 @@ def fuse(model: nn.Module) -> nn.Module:
     """Turn each `nn.Linear` → activation pair of every `nn.Sequential` in ``model`` into a
     `Linear`, and the `nn.Linear` that ends ``model`` too where it is a Sequential itself.
 
-    Parameters are shared and `state_dict` keys kept; ``model`` itself is left as it is, and a
-    structure that shares its parameters is returned.
+    Parameters are shared and `state_dict` keys kept; ``model`` itself is left as it is. What has
+    hooks, a ``forward`` of its own, or parameters and buffers that its class has not, stays too.
+
+    Returns:
+        A structure that shares the parameters of ``model``.
+
+    Raises:
+        TypeError: ``model`` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fuse needs a module, got a {type(model).__name__}")
     return _fused_copy(model, outermost=True)
 
 
@@ -166,9 +183,9 @@ def _fused_copy(module: nn.Module, outermost: bool) -> nn.Module:
         if skip:
             copy._modules[name], skip = Passed(), False
             continue
-        if is_chain(module) and type(child) is nn.Linear and not _hooked(child):
+        if is_chain(module) and type(child) is nn.Linear and not _changed(child):
             after = None if name == last else module._modules[named[position + 1]]
-            f = None if after is None or _hooked(after) else activations.of_module(after)
+            f = None if after is None or _changed(after) else activations.of_module(after)
             if f is not None or (outermost and name == last):
                 copy._modules[name], skip = Linear.from_linear(child, f), f is not None
                 continue
@@ -182,5 +199,12 @@ def is_chain(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+def _changed(module: nn.Module) -> bool:
+    """Whether somebody has added to a module what a fused layer would lose: hooks, a forward of its
+    own, parameters, buffers."""
+    hooks = (
+        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
+        module._backward_pre_hooks,
+    )  # fmt: skip
+    more = set(module._parameters) - {"weight", "bias"}
+    return any(hooks) or "forward" in module.__dict__ or bool(more or module._buffers)

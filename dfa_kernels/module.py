@@ -43,7 +43,7 @@ class DFA(nn.Module):
 
     Args:
         model: any module whose output, or whose ``error_at`` module's output, is one tensor.
-        feedback: what B is.
+        feedback: what B is. None: `Feedback()`.
         points: where the projected error enters: modules, names, or globs such as
             ``"encoder.layers.*"``. None: every `Linear` and every activation below the error
             point. A point's output is cut from what follows it.
@@ -60,8 +60,11 @@ class DFA(nn.Module):
     adds the feedback's description, and loading another one raises.
 
     Raises:
-        ValueError: an unknown method or name, a glob that matches nothing, a `DFA` in the model.
-        TypeError: a point that is neither a module nor a string.
+        ValueError: an unknown method or name, a glob that matches nothing, a `DFA` in the model;
+            ``points`` None and none found in a model of several layers, which would train by
+            backpropagation; a negative ``batch_dims``.
+        TypeError: a point that is neither a module nor a string, and whatever else is of another
+            type than it should be.
     """
 
     feedback_matrix: Tensor | None
@@ -76,8 +79,17 @@ class DFA(nn.Module):
         method: str = "dfa",
     ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"DFA trains a module, got a {type(model).__name__}")
+        if feedback is not None and not isinstance(feedback, Feedback):
+            raise TypeError(
+                f"feedback must be a dfa_kernels.Feedback, got {feedback!r}: give "
+                f"Feedback({feedback!r})"
+            )
         if any(isinstance(m, DFA) for m in model.modules()):
             raise ValueError("the model already holds a DFA module: wrap it once")
+        if batch_dims is not None and not isinstance(batch_dims, int):
+            raise TypeError(f"batch_dims must be None or an int, got {batch_dims!r}")
         if batch_dims is not None and batch_dims < 0:
             raise ValueError(f"batch_dims must be None or at least 0, got {batch_dims}")
         names = {name: m for name, m in model.named_modules() if name}
@@ -85,10 +97,12 @@ class DFA(nn.Module):
         self.explicit = points is not None
         found = _default_points(names) if points is None else resolve(names, points)
         self.point_names = tuple(n for n in found if n != error_name)
+        if points is None and not self.point_names:
+            _check_shallow(model)
         self.error_name = error_name
         self.batch_dims = batch_dims
         self.method = method
-        self.feedback = feedback if feedback is not None else Feedback()
+        self._feedback = feedback if feedback is not None else Feedback()
         self.module = model
         self.register_buffer("feedback_matrix", self.feedback.values)
         self._streams = {n: self.feedback.stream(i) for i, n in enumerate(self.point_names)}
@@ -112,6 +126,18 @@ class DFA(nn.Module):
     # Properties -----------------------------------------------------------------------------
 
     @property
+    def feedback(self) -> Feedback:
+        """What B is, from the construction on."""
+        return self._feedback
+
+    @feedback.setter
+    def feedback(self, feedback: Feedback) -> None:
+        raise AttributeError(
+            f"what B is ({self._feedback}) is chosen when a DFA module is constructed: wrap its "
+            "`module` again for another"
+        )
+
+    @property
     def method(self) -> str:
         return self._method
 
@@ -131,6 +157,14 @@ class DFA(nn.Module):
     # The forward pass -----------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns. Its gradients are DFA's where the method is ``"dfa"``, whether
+        they are made or an optimizer of `dfa_kernels.optim` steps without them.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: a forward pass that DFA cannot be right for: a
+                point that was not reached, comes after the error point, returns no real tensor,
+                or has rows that the error's do not divide.
+        """
         if self._method == "bp" or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         if not torch.compiler.is_compiling():
@@ -160,10 +194,18 @@ class DFA(nn.Module):
         for module in model._modules.values():
             if type(module) not in (Linear, Passed):
                 return None
+        if len({layer for _, layer in layers}) < len(layers):
+            return None  # one that runs twice
         for (_, below), (_, above) in itertools.pairwise(layers):
             if below.out_features != above.in_features:
                 return None
         return Chain(self, cast(nn.Sequential, model), layers)
+
+    def replaced(self, name: str) -> bool:
+        """Whether the point of this name is another module now."""
+        was = self._cuts[name][0] if name in self._cuts else None
+        module = self.module.get_submodule(name)
+        return module is not was and module not in self._fused
 
     def name_of(self, layer: Linear) -> str | None:
         """The name of a fused layer that is one of this module's points, or may be its head."""
@@ -176,11 +218,11 @@ class DFA(nn.Module):
     def _cut_last(self, name: str, module: nn.Module) -> None:
         """Cut a point's output after every other forward hook: FSDP2's looks there for the graph
         whose backward pass needs the weights again, and a user's may replace the output."""
-        if name not in self._cuts:
+        hooks, (_, key) = module._forward_hooks, self._cuts.get(name, (module, -1))
+        if key not in hooks:  # a new one; or somebody has cleared them
             handle = module.register_forward_hook(partial(_reached, self, name))
             self._cuts[name] = module, handle.id
-        hooks, key = module._forward_hooks, self._cuts[name][1]
-        if next(reversed(hooks)) != key:
+        elif next(reversed(hooks)) != key:
             hooks[key] = hooks.pop(key)
 
     def _keep_cuts_last(self) -> None:
@@ -242,7 +284,7 @@ def _reached(owner: DFA, name: str, module: nn.Module, args: Any, output: Any) -
         return output
     if recording.layers and recording.layers[-1].name == name:
         return output  # fused: cut already
-    return recording.point(name, output)
+    return recording.point(name, module, output)
 
 
 def _closes(owner: DFA, module: nn.Module, args: Any, output: Any) -> Any:
@@ -279,6 +321,21 @@ def _check_feedback(module: DFA, state_dict: Mapping[str, Any], prefix: str, *_:
 
 def _default_points(names: Mapping[str, nn.Module]) -> list[str]:
     return [n for n, m in names.items() if isinstance(m, (Linear, *_ACTIVATIONS))]
+
+
+def _check_shallow(model: nn.Module) -> None:
+    """No point was found: right only where there is no layer below another.
+
+    Raises:
+        ValueError: there is.
+    """
+    layers = [n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    if len(layers) > 1:
+        raise ValueError(
+            f"no point was found in {type(model).__name__}, whose {len(layers)} layers would all "
+            "train by backpropagation: its activations are functions, not modules; give points=... "
+            "(modules, names or globs)"
+        )
 
 
 def _last_of_sequential(model: nn.Module, prefix: str = "") -> str | None:

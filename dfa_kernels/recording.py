@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfa_kernels.activation import CODES
 from dfa_kernels.autograd import (
@@ -79,8 +79,9 @@ class Recording:
 
     # Collecting ---------------------------------------------------------------------------
 
-    def point(self, name: str, output: Tensor) -> Tensor:
-        """An opaque point's output, cut: what follows sees it without its graph."""
+    def point(self, name: str, module: nn.Module, output: Tensor) -> Tensor:
+        """The output of an opaque point, which is ``module``, cut: what follows sees it without
+        its graph."""
         if not self._admits(name):
             return output
         if not isinstance(output, Tensor):
@@ -90,7 +91,7 @@ class Recording:
             )
         check_real(output, f"point {name!r}")
         if not output.requires_grad:
-            self._check_frozen(name)
+            self._check_frozen(name, module)
             self.idle.append(output)
             return output
         cut = output.detach()
@@ -147,8 +148,7 @@ class Recording:
             )
         return not self.closed
 
-    def _check_frozen(self, name: str) -> None:
-        module = self.owner.module.get_submodule(name)
+    def _check_frozen(self, name: str, module: nn.Module) -> None:
         trainable = [n for n, p in module.named_parameters() if p.requires_grad]
         if trainable:
             raise RuntimeError(
@@ -231,6 +231,8 @@ class Recording:
         for point in self.points:
             if point.output.device != output.device:
                 raise _other_device(f"point {point.name!r}", point.output, output)
+        if output.dim() == 1:
+            self._check_flat()
         points = tuple([self._point_plan(p, batch) for p in self.points])
         widths = [math.prod(t.shape[_batch_dims(t, owner.batch_dims) :]) for t in self.idle]
         widths += [p.width for p in points]
@@ -303,6 +305,16 @@ class Recording:
         batch = _batch_dims(output, self.owner.batch_dims)
         return output.shape[:batch], math.prod(output.shape[batch:])
 
+    def _check_flat(self) -> None:
+        """Beside an error of one dimension: is that rows or features?"""
+        for point in self.points:
+            if point.output.dim() == 1 and self.owner.batch_dims is None:
+                raise ValueError(
+                    f"point {point.name!r} and the error have one dimension, the point of "
+                    f"{len(point.output)} elements: batch_dims=0 says that they are features of "
+                    "one input, batch_dims=1 that each is a row"
+                )
+
     def _point_plan(self, point: RecordedPoint, error_batch: torch.Size) -> PointPlan:
         shape = point.output.shape
         batch = _batch_dims(point.output, self.owner.batch_dims)
@@ -323,7 +335,8 @@ class Recording:
         name, inputs, _, saved, activation, weight, bias, versions = fused
         if weight.device != output.device:
             raise _other_device(f"layer {name!r}", weight, output)
-        if versions != versions_of(inputs, saved, activation):
+        # None: it ran compiled, in a forward pass that is not.
+        if versions is not None and versions != versions_of(inputs, saved, activation):
             raise RuntimeError(
                 f"layer {name!r}: its input or output was changed in place after it ran, but its "
                 "update reads both: use the operation that returns a new tensor"
@@ -353,12 +366,24 @@ class Recording:
             raise RuntimeError(
                 f"the forward pass never reached the error point {owner.error_name!r}"
             )
-        if owner.explicit:
-            missed = [n for n in owner.point_names if n not in self.reached]
-            if missed:
+        if len(self.reached) < len(owner.point_names) or owner.explicit:
+            self._check_reached()
+
+    def _check_reached(self) -> None:
+        owner, reached = self.owner, set(self.reached)
+        missed = [n for n in owner.point_names if n not in reached]
+        if missed and (owner.explicit or not reached):
+            raise RuntimeError(
+                f"the forward pass never reached {len(missed)} of {len(owner.point_names)} "
+                f"points: {', '.join(map(repr, missed))}"
+            )
+        if torch.compiler.is_compiling():
+            return
+        for name in missed:
+            if owner.replaced(name):
                 raise RuntimeError(
-                    f"the forward pass never reached {len(missed)} of {len(owner.point_names)} "
-                    f"points: {', '.join(map(repr, missed))}"
+                    f"point {name!r} was replaced after DFA was constructed, and what stands there "
+                    "now is no point: wrap the changed model again"
                 )
 
 

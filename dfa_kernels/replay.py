@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfa_kernels.autograd import tasks
 from dfa_kernels.recording import Fused, Recording
@@ -37,7 +37,7 @@ class Replay(Recording):
         """Of one layer alone, and cast by autocast itself."""
         return parameter.detach()
 
-    def point(self, name: str, output: Tensor) -> Tensor:
+    def point(self, name: str, module: nn.Module, output: Tensor) -> Tensor:
         return output.detach()
 
     def fused(self, layer: Fused) -> None:

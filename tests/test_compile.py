@@ -209,3 +209,22 @@ def test_a_refusal_is_still_one_sentence():
     net = torch.compile(dfa.DFA(dfa.fuse(mlp())), backend="aot_eager")
     with pytest.raises(Exception, match=r"Linear\(5, 7\).*whose last dimension should be 5"):
         net(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("how", ["a layer", "the model", "the model before"])
+def test_compiled_inside_a_forward_pass_that_is_not(how):
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    torch.manual_seed(0)
+    net = dfa.DFA(dfa.fuse(mlp()))
+    eager = copy.deepcopy(net)
+    if how == "a layer":
+        net.module[2].compile(backend="aot_eager")
+    elif how == "the model":
+        net.module.compile(backend="aot_eager")
+    else:
+        net = dfa.DFA(torch.compile(net.module, backend="aot_eager"))
+    for _ in range(2):
+        for module in (net, eager):
+            module.zero_grad()
+            module(x).backward(error)
+        assert_same(gradients(net), gradients(eager))

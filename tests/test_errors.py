@@ -35,6 +35,8 @@ def unchanged(net, before):
         ({"error_at": 3}, TypeError, "error_at must be a module or a name, got int"),
         ({"method": "sgd"}, ValueError, "unknown method 'sgd': known are dfa, bp, shallow"),
         ({"batch_dims": -1}, ValueError, "got -1"),
+        ({"batch_dims": "a"}, TypeError, "batch_dims must be None or an int, got 'a'"),
+        ({"feedback": "normal"}, TypeError, r"got 'normal': give Feedback\('normal'\)"),
     ],
 )
 def test_construction(options, error, said):
@@ -49,6 +51,71 @@ def test_a_second_wrapper_inside():
         dfa.DFA(nn.Sequential(dfa.DFA(mlp()), nn.ReLU()))
 
 
+def test_what_is_no_module():
+    with pytest.raises(TypeError, match="DFA trains a module, got a str"):
+        dfa.DFA("model")
+    with pytest.raises(TypeError, match="fuse needs a module, got a list"):
+        dfa.fuse([nn.Linear(2, 2)])
+
+
+def test_another_feedback_later():
+    """Streams, the scale and a checkpoint's description are the first one's."""
+    net = dfa.DFA(mlp(), feedback=dfa.Feedback(seed=3))
+    with pytest.raises(AttributeError, match=r"seed=3.*is chosen when a DFA module is constructed"):
+        net.feedback = dfa.Feedback(seed=4)
+    assert net.feedback.seed == 3
+
+
+class Functional(nn.Module):
+    """Its activations are functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def test_a_model_in_which_no_point_is_found():
+    said = "no point was found in Functional, whose 2 layers would all train by backpropagation"
+    with pytest.raises(ValueError, match=said):
+        dfa.DFA(Functional())
+    assert dfa.DFA(Functional(), points="first").point_names == ("first",)
+    assert dfa.DFA(nn.Linear(5, 3)).point_names == ()
+
+
+class Listed(nn.Module):
+    """What runs is in a list, which the modules that `fuse` makes are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+        self.steps = list(self.body)
+
+    def forward(self, x):
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+def test_a_model_of_which_no_point_is_reached():
+    refused(
+        dfa.DFA(dfa.fuse(Listed())), torch.ones(2, 5), RuntimeError,
+        "never reached 3 of 3 points: 'body.0', 'body.2', 'body.4'",
+    )  # fmt: skip
+
+
+@both
+def test_a_point_that_was_replaced(fused):
+    net = wrap(mlp(), fused)
+    name = "2" if fused else "3"
+    new = dfa.Linear(7, 13, activation="tanh") if fused else nn.Tanh()
+    net.module[int(name)] = new
+    said = f"point '{name}' was replaced after DFA was constructed"
+    refused(net, torch.ones(2, 5), RuntimeError, said)
+
+
 def test_an_unknown_method_later():
     net = dfa.DFA(mlp())
     with pytest.raises(ValueError, match="unknown method 'fa'"):
@@ -57,6 +124,32 @@ def test_an_unknown_method_later():
 
 
 # Shapes -------------------------------------------------------------------------------------
+
+
+@both
+def test_one_input_without_a_batch_dimension(fused):
+    """Its features would be taken for rows, and learn from another projection."""
+    net = wrap(mlp(), fused)
+    with pytest.raises(ValueError, match="one dimension, the point of 7 elements: batch_dims=0"):
+        net(torch.ones(5))
+    assert all(p.grad is None for p in net.parameters())
+    alone, one = wrap(mlp(), fused, batch_dims=0), wrap(mlp(), fused)
+    one.load_state_dict(alone.state_dict())
+    x = torch.randn(5)
+    alone(x).sum().backward(), one(x[None]).sum().backward()
+    for a, b in zip(alone.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@both
+def test_an_input_of_another_dtype(fused):
+    """Of a fused layer it is named."""
+    net = wrap(mlp(), fused)
+    said = r"Linear\(5, 7\) has its weight in float32, but was given an input in float64"
+    with pytest.raises(RuntimeError, match=said if fused else "dtype"):
+        net(torch.ones(2, 5).double())
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.ones(2, 5).bfloat16())
 
 
 class Apply(nn.Module):

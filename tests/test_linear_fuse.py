@@ -175,3 +175,32 @@ def test_unknown_activation():
         dfa.Linear(5, 3, activation="swish")
     with pytest.raises(ValueError, match="unknown activation 'swish'"):
         dfa.Linear.from_linear(nn.Linear(5, 3), "swish")
+
+
+def _with_a_backward_hook(layer):
+    layer.register_full_backward_pre_hook(lambda *_: None)
+
+
+def _with_a_forward_of_its_own(layer):
+    layer.forward = lambda x: x
+
+
+def _with_a_buffer(layer):
+    layer.register_buffer("mask", torch.ones(3))
+
+
+def _with_a_parameter(layer):
+    layer.register_parameter("gain", nn.Parameter(torch.ones(3)))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    "change",
+    [_with_a_backward_hook, _with_a_forward_of_its_own, _with_a_buffer, _with_a_parameter],
+)
+def test_a_layer_that_somebody_has_changed_is_left_alone(change, which):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    change(model[which])
+    fused = dfa.fuse(model)
+    assert fused[which] is model[which]
+    assert list(fused.state_dict()) == list(model.state_dict())

@@ -5,7 +5,7 @@ import math
 import definition
 import pytest
 import torch
-from models import Classifier, Residual, mlp, wrap
+from models import Classifier, Residual, assert_same, mlp, trained_once, wrap
 from torch import nn
 
 import dfa_kernels as dfa
@@ -315,3 +315,10 @@ def test_an_embedding_learns_through_its_block():
         (model.head, e.T @ h2),
     ):
         torch.testing.assert_close(layer.weight.grad.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cut_survives_that_somebody_clears_the_hooks():
+    net = dfa.DFA(mlp())
+    wanted = trained_once(net, torch.ones(4, 5), torch.ones(4, 3))
+    net.module[1]._forward_hooks.clear()
+    assert_same(trained_once(net, torch.ones(4, 5), torch.ones(4, 3)), wanted)
