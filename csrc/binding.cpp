@@ -195,6 +195,9 @@ Compute compute_of(DType x, bool tf32) {
     return x == DType::bf16 ? Compute::bf16 : Compute::f16;
 }
 
+// A product of two dtypes is one of operands in the wider; of bf16 and fp16 that is fp32.
+DType promoted(DType a, DType b) { return a == b ? a : DType::f32; }
+
 // Whether δ of the step finds room in one launch of `project`; if not, nothing is started.
 bool start_stored(PlainStep& step, const Matrix* matrix, const Where& where, bool tf32,
                   const py::object& scratch) {
@@ -202,7 +205,7 @@ bool start_stored(PlainStep& step, const Matrix* matrix, const Where& where, boo
     ProjectTable projections;
     StoredDeltas stored(step, projections);
     if (!stored.take(matrix)) return false;
-    const Compute projected = compute_of(projections.error, tf32);
+    const Compute projected = compute_of(promoted(projections.error, table.x), tf32);
     const Compute compute = compute_of(table.x, tf32);
     const bool large = size_tiles(projections, where, projected);
     const Division division(table, where, compute, false);
@@ -245,15 +248,14 @@ bool run_plain_step(const py::list& numbers, const py::capsule& exchange, const 
     if (!repeated.is_none()) given = given_of(repeated);
     PlainStep step(table, tensors, codes, columns, repeated.is_none() ? nullptr : &given);
     if (!step.take(updates)) return false;
-    // An error of fp32 beside activations of 16 bits is projected in fp32; of others one is wide.
-    const bool differs = table.error != table.x;
-    if (differs && table.error != DType::f32) return false;
     Matrix matrix;
     if (!values.is_none()) {
         if (!tensors.read(values.ptr(), matrix)) return false;
         return start_stored(step, &matrix, where, tf32, scratch);
     }
     if (table.distribution == Distribution::matrix) return false;
+    // One launch computes in one dtype.
+    const bool differs = table.error != table.x;
     if (differs || step.widest_error() > kFlyError || step.widest_input() > widest_input)
         return start_stored(step, nullptr, where, tf32, scratch);
     step.fly();
