@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -120,7 +119,7 @@ class DFA(nn.Module):
             if not isinstance(names[name], Linear):
                 self._cut_last(name, names[name])
         if error_name is not None:
-            names[error_name].register_forward_hook(partial(_closes, self))
+            self._hook(names[error_name], _Closes(self))
         self.register_load_state_dict_pre_hook(_check_feedback)
 
     # Properties -----------------------------------------------------------------------------
@@ -220,10 +219,15 @@ class DFA(nn.Module):
         whose backward pass needs the weights again, and a user's may replace the output."""
         hooks, (_, key) = module._forward_hooks, self._cuts.get(name, (module, -1))
         if key not in hooks:  # a new one; or somebody has cleared them
-            handle = module.register_forward_hook(partial(_reached, self, name))
-            self._cuts[name] = module, handle.id
+            self._cuts[name] = module, self._hook(module, _Cuts(self, name))
         elif next(reversed(hooks)) != key:
             hooks[key] = hooks.pop(key)
+
+    def _hook(self, module: nn.Module, hook: _Hook) -> int:
+        """Lives as long as this module does, which other wrappers of the model may outlive."""
+        handle = module.register_forward_hook(hook)
+        weakref.finalize(self, handle.remove).atexit = False
+        return handle.id
 
     def _keep_cuts_last(self) -> None:
         for layer, name in self._fused.items():
@@ -278,20 +282,49 @@ class DFA(nn.Module):
         """Checked by `_check_feedback`, before anything is loaded."""
 
 
-def _reached(owner: DFA, name: str, module: nn.Module, args: Any, output: Any) -> Any:
-    recording = active.recording or Replay.of(owner)
-    if recording is None or recording.owner is not owner:
-        return output
-    if recording.layers and recording.layers[-1].name == name:
-        return output  # fused: cut already
-    return recording.point(name, module, output)
+class _Hook:
+    """A forward hook of one of the model's modules, which does not keep its DFA module alive."""
+
+    def __init__(self, owner: DFA | None, *rest: Any) -> None:
+        self._owner, self._rest = (_nobody if owner is None else weakref.ref(owner)), rest
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        """Of the copied DFA module; of the same where its model alone is copied."""
+        owner = self._owner()
+        return type(self)(memo.get(id(owner), owner), *self._rest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._owner(), *self._rest)
 
 
-def _closes(owner: DFA, module: nn.Module, args: Any, output: Any) -> Any:
-    recording = active.recording
-    if recording is None or recording.owner is not owner:
-        return output
-    return recording.close(output)
+def _nobody() -> None:
+    return None
+
+
+class _Cuts(_Hook):
+    """The output of the point of a name."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        owner, (name,) = self._owner(), self._rest
+        recording = active.recording or (None if owner is None else Replay.of(owner))
+        if recording is None or recording.owner is not owner:
+            return output
+        if recording.layers and recording.layers[-1].name == name:
+            return output  # fused: cut already
+        return recording.point(name, module, output)
+
+
+class _Closes(_Hook):
+    """The forward pass at the error point."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        recording = active.recording
+        if recording is None or recording.owner is not self._owner():
+            return output
+        return recording.close(output)
 
 
 def _check_feedback(module: DFA, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

@@ -1,5 +1,10 @@
 """Passes, methods, frozen layers and precisions."""
 
+import copy
+import gc
+import pickle
+import weakref
+
 import definition
 import pytest
 import torch
@@ -152,3 +157,41 @@ def test_autocast_leaves_fp64_alone(fused):
         y = net(torch.randn(4, 5).double())
     assert y.dtype == torch.float64
     y.sum().backward()
+
+
+# Lives -----------------------------------------------------------------------------------------
+
+
+@both
+def test_a_wrapper_that_nobody_holds_is_gone(fused):
+    """And its hooks with it, when one model is wrapped again and again."""
+    model = dfa.fuse(mlp()) if fused else mlp()
+    wrapped = []
+    for seed in range(5):
+        net = dfa.DFA(model, feedback=dfa.Feedback(seed=seed), error_at="6")
+        net(torch.ones(2, 5)).sum().backward()
+        wrapped.append(weakref.ref(net))
+    gc.collect()
+    assert [one() is None for one in wrapped] == [True] * 4 + [False]
+    assert sum(len(m._forward_hooks) for m in model.modules()) == (1 if fused else 4)
+
+
+@both
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_cuts_for_itself(fused, how):
+    net = wrap(mlp(), fused, error_at="6")
+    made = how(net)
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    wanted = trained_once(net, x, error)
+    del net
+    gc.collect()
+    assert_same(trained_once(made, x, error), wanted)
+
+
+@both
+def test_a_copy_of_the_model_alone_trains_by_backpropagation(fused):
+    net = wrap(mlp(), fused)
+    model, plain = copy.deepcopy(net.module), mlp()
+    plain.load_state_dict(model.state_dict())
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    assert_same(trained_once(model, x, error), trained_once(plain, x, error))
