@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dfa_kernels import backends, ops, testing
+from dfa_kernels.backends import current
 from dfa_kernels.backends.contract import Point, Repeated, distinct_rows
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.feedback import Feedback
@@ -389,3 +390,15 @@ def test_importing_the_package_needs_torch_alone():
         "assert not new, new\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda", "triton+cuda"])
+def test_a_gpu_that_is_not_there_is_a_reason(name, monkeypatch):
+    """Not torch's own complaint, whatever this build of it knows."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backends.available("cuda")[name] is not None
+    assert current.absent(torch.device("cuda")) == "there is no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert current.absent(torch.device("cuda", 1)) is None
+    assert current.absent(torch.device("cuda", 2)) == "there is no cuda:2: torch sees 2"

@@ -81,8 +81,7 @@ def available(device: torch.device | str | None = None) -> dict[str, str | None]
     ``device`` None: "cuda" where torch finds a GPU, else "cpu".
 
     Raises:
-        RuntimeError, AssertionError: torch's own, of a device that it does not know or that this
-            build of it, or this machine, has not.
+        RuntimeError: torch's own, of a device that it does not know.
     """
     device = torch.device(device or _default_device())
     return {name: backend.unavailable(device) for name, backend in _registered.items()}

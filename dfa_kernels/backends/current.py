@@ -1,4 +1,4 @@
-"""Starting kernels on a device that may not be torch's current one."""
+"""The GPU that kernels are started on: whether it is there, and that it is torch's current one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
+
+def absent(device: torch.device) -> str | None:
+    """Why there is no such GPU, in one sentence; None where there is one."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        return f"there is no {device}: torch sees {count}"
+    return None
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from dfa_kernels.backends.contract import Layer, LayerUpdate, Point
 from dfa_kernels.backends.cuda import extension, rules
 from dfa_kernels.backends.cuda.kernels import Kernels
+from dfa_kernels.backends.current import absent
 from dfa_kernels.feedback import Feedback
 
 
@@ -39,8 +40,8 @@ class CUDA:
             return f"it runs on CUDA devices, not on {device.type}"
         if torch.version.hip:
             return "it runs on NVIDIA GPUs, and this torch is built for ROCm"
-        if not torch.cuda.is_available():
-            return "there is no CUDA device"
+        if (reason := absent(device)) is not None:
+            return reason
         capability = torch.cuda.get_device_capability(device)
         return extension.unsuited(capability, str(device)) or extension.outdated(capability)
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from dfa_kernels.backends.contract import Layer, LayerUpdate, Point
+from dfa_kernels.backends.current import absent
 from dfa_kernels.feedback import Feedback
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def _unavailable(device: torch.device, interpreting: bool) -> str | None:
         return f"TRITON_INTERPRET=1 runs on CPU tensors, not on {device.type}"
     if device.type != "cuda":
         return f"it runs on CUDA and ROCm devices, not on {device.type}"
-    if torch.version.hip:
-        return None
+    if (reason := absent(device)) is not None or torch.version.hip:
+        return reason
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"it needs compute capability 8.0, and {device} has {major}.{minor}"
