@@ -8,6 +8,7 @@ parameters, an input that is not a plain matrix) takes the general way.
 
 from __future__ import annotations
 
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,8 +44,10 @@ class Chain:
                 m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks,
             )
         ]  # fmt: skip
+        self._own = [m.__dict__ for m in (model, *self._children)]
         self._parameters = [layer._parameters for _, layer in layers]
         self._shapes = [(layer.out_features, layer.in_features) for _, layer in layers]
+        self._known: list[Any] = []  # parameters of these shapes
         _, head = layers[-1]
         plans = []
         for i, (name, layer) in enumerate(layers):
@@ -68,8 +71,9 @@ class Chain:
             return None
         if tuple(self._modules.values()) != self._children:
             return None
-        if any(map(_overridden, (self._model, *self._children))):
-            return None
+        for own in self._own:
+            if "forward" in own or "_compiled_call_impl" in own:
+                return None  # called, a module does more than its class says
         x = args[0]
         if type(x) is not Tensor or x.dim() != 2 or x.requires_grad or x.is_meta:
             return None
@@ -77,13 +81,18 @@ class Chain:
             return None
         dtype = autocast_dtype(x) if _autocast() else None
         parameters: list[Any] = []
-        for own, shape in zip(self._parameters, self._shapes):  # noqa: B905 (a step's time)
+        for own in self._parameters:
             weight, bias = own.get("weight"), own.get("bias")
             if weight is None or bias is None:
                 return None
-            if weight.shape != shape or not (weight.requires_grad and bias.requires_grad):
+            if not (weight.requires_grad and bias.requires_grad):
                 return None
             parameters += (weight, bias)
+        if len(self._known) != len(parameters) or not all(map(is_, parameters, self._known)):
+            shapes = [weight.shape for weight in parameters[0::2]]
+            if shapes != self._shapes:
+                return None
+            self._known = parameters
         first = parameters[0]
         if first.device != x.device or first.shape[1] != x.shape[1]:
             return None
@@ -94,19 +103,13 @@ class Chain:
             return None
         else:
             x = x.to(dtype)
-        if not optimizer.claims(parameters):
+        if not optimizer.claims_eager(parameters):
             return None
         ledger = optimizer.ledger
         matrix = self._owner._buffers["feedback_matrix"]
         if matrix is not None:
             self.feedback.check_shape(self._outputs, self._widest, "the widest point")
         return _apply(self, matrix, x, ledger.leaf, ledger, parameters, dtype)
-
-
-def _overridden(module: nn.Module) -> bool:
-    """Whether to call the module is more than its class's forward pass."""
-    own = module.__dict__
-    return "forward" in own or own.get("_compiled_call_impl") is not None
 
 
 class ChainNode(torch.autograd.Function):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from dfa_kernels.module import DFA
 from dfa_kernels.pending import Hidden, Ledger, PendingGradient
 from dfa_kernels.repeat import Repeat, kind, repeatable
 from dfa_kernels.terms import Term, expressible, materialize
+
+_hooks_of, _later_hooks_of = map(attrgetter, ("_backward_hooks", "_post_accumulate_grad_hooks"))
 
 
 class FusedUpdate(UpdatesInBackward):
@@ -95,13 +97,16 @@ class FusedUpdate(UpdatesInBackward):
     def _follow_counts(self) -> None:
         """Put step counts that were loaded where they are looked for."""
 
-    def _follow_groups(self) -> None:
-        """Notice groups that were exchanged or grew without `add_param_group`, as torch does."""
+    def _follow_groups(self, closely: bool = True) -> None:
+        """Notice groups that were exchanged or grew without `add_param_group`, as torch does; and
+        ``closely``, that their parameters were exchanged."""
         groups = self.param_groups
         if len(groups) == len(self._known):
             for group, (known, before) in zip(groups, self._known):  # noqa: B905 (a step's time)
                 own = group["params"]
-                if group is not known or len(own) != len(before) or not all(map(is_, own, before)):
+                if group is not known or len(own) != len(before):
+                    break
+                if closely and not all(map(is_, own, before)):
                     break
             else:
                 return
@@ -229,7 +234,8 @@ class FusedUpdate(UpdatesInBackward):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; the records of the fused layers are freed either way."""
         self.ledger.records.clear()
-        self._leave_turn()
+        if self.update == "backward":
+            self._leave_turn()
         for group in self.param_groups:
             for p in group["params"]:
                 if set_to_none or type(p.grad) is PendingGradient:
@@ -243,9 +249,6 @@ class FusedUpdate(UpdatesInBackward):
         records = self.ledger.records
         if not records:
             return 0
-        if not torch.compiler.is_compiling():  # which knows no versions
-            for record in records:
-                record.check()
         self._follow_groups()
         if self._repeat is not None and len(records) == 1:
             rows = self._repeat.rows(records[0], self)
@@ -254,6 +257,9 @@ class FusedUpdate(UpdatesInBackward):
                 if self._repeat.counts or self._masters is not None:
                     self._stepped(self._repeat.parameters, self._repeat.counts)
                 return len(self._repeat.parameters)
+        if not torch.compiler.is_compiling():  # which knows no versions
+            for record in records:
+                record.check()
         gathered: dict[int, list[Term]] = {}
         for number, record in enumerate(records):
             for entry in record.layers:
@@ -356,13 +362,21 @@ class FusedUpdate(UpdatesInBackward):
     def claims(self, parameters: list[Tensor]) -> bool:
         """Whether all of a forward pass's fused parameters are this optimizer's to update."""
         if not torch.compiler.is_compiling():
-            self._follow_groups()
-            if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
-                return False  # somebody wants to see a gradient
+            return self.claims_eager(parameters)
         for p in parameters:
             if id(p) not in self._groups:
                 return False
         return len(parameters) > 0  # dynamo of torch 2.11 knows no bool of a list
+
+    def claims_eager(self, parameters: list[Tensor]) -> bool:
+        """The same, where nothing is being compiled; and that nobody wants to see a gradient."""
+        self._follow_groups(closely=False)
+        groups = self._groups
+        for p in parameters:
+            if id(p) not in groups:
+                return False
+        hooked = any(map(_hooks_of, parameters)) or any(map(_later_hooks_of, parameters))
+        return not hooked and bool(parameters)
 
     def open_ledger(self) -> Ledger:
         """Where the node of an eager forward pass leaves its record.

@@ -3,6 +3,7 @@ the forward pass what it needs, and in the backward pass `hyper` for the numbers
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,11 @@ class _Turn:
         self.applied: list[Tensor] = []
 
 
+def _momenta(groups: list[dict[str, Any]]) -> list[bool]:
+    """Of which groups the rule needs a momentum."""
+    return [bool(group.get("momentum")) for group in groups]
+
+
 class UpdatesInBackward(torch.optim.Optimizer):
     """See `fused_update.FusedUpdate`, which has the rest."""
 
@@ -61,6 +67,14 @@ class UpdatesInBackward(torch.optim.Optimizer):
                 for p in group["params"]
                 if p in self._fused
             ]
+        self._every = list(self.state.values())
+        self._held = [
+            (own, name, own[name])
+            for own in self._every
+            for name in RULES[self.rule].states
+            if name in own
+        ]
+        self._momenta = _momenta(self.param_groups)
 
     def _slot_of(self, parameter: Tensor, group: dict[str, Any]) -> _Slot:
         return _Slot(parameter, group, self._master(parameter), self._states(parameter, group))
@@ -91,6 +105,7 @@ class UpdatesInBackward(torch.optim.Optimizer):
                 )
         else:
             self._check_alone()
+            self._follow_states()
         if self._turn.awaiting:
             raise RuntimeError(
                 'update="backward" allows one forward pass a step, and this is the second since '
@@ -108,8 +123,6 @@ class UpdatesInBackward(torch.optim.Optimizer):
         rest: list[Tensor | None] = []
         for p in parameters:
             slots.append(self._slot(p))
-            if not torch.compiler.is_compiling():
-                self._follow_state(slots[-1])
             _, _, master, states = self._slots[slots[-1]]
             if self._masters is None:
                 rest += (p.detach(), *states)
@@ -134,17 +147,17 @@ class UpdatesInBackward(torch.optim.Optimizer):
             f"{type(self).__name__} was constructed with"
         )
 
-    def _follow_state(self, number: int) -> None:
-        """Notice states that somebody has exchanged, and a rule that has begun to need them."""
-        parameter, group, _, states = self._slots[number]
-        own = self.state.get(parameter, {})
-        if self.rule == "sgd" and not group["momentum"]:
-            same = all(state.numel() == 0 for state in states)
-        else:
-            kept = [own.get(name) for name in RULES[self.rule].states]
-            same = all(a is b for a, b in zip(kept, states, strict=True))
-        if not same:
-            self._slots[number] = self._slot_of(parameter, group)
+    def _follow_states(self) -> None:
+        """Notice states that somebody has exchanged, and momentum that began or ended."""
+        states = self.state
+        if len(states) == len(self._every) and all(map(is_, states.values(), self._every)):
+            for own, name, state in self._held:
+                if own.get(name) is not state:
+                    break
+            else:
+                if self._momenta == _momenta(self.param_groups):
+                    return
+        self._prepare_slots()
 
     def hyper(self, slots: list[int]) -> list[Any]:
         """The rule's table for a backward pass that steps these parameters now.

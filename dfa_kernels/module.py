@@ -273,7 +273,11 @@ class DFA(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to no optimizer."""
-        return {**self.__dict__, "_optimizer": None, "planned": None}
+        return {**self.__dict__, "_optimizer": None, "planned": None, "_chain": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._chain = self._as_chain()
 
     def get_extra_state(self) -> dict[str, object]:
         return self.feedback.describe()

@@ -168,6 +168,8 @@ class PendingGradient(torch.Tensor):
             more = torch.as_tensor(args[1], dtype=left.dtype, device=left.device) * alpha
             more = more.expand(left.shape).contiguous()
             left.dense = more if left.dense is None else left.dense + more
+            if (ledger := left.ledger()) is not None:
+                ledger.plain = False
             return left
         flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else (arg,))]
         raise _refusal(func.name(), [a.layer for a in flat if isinstance(a, cls)])
@@ -223,6 +225,8 @@ class Ledger:
         self.records: list[Record] = []
         self._accumulates = get_gradient_edge(self.leaf).node
         self._pending: dict[int, PendingGradient] = {}
+        # Whether each of them counts from the first record on, and has no dense gradient beside.
+        self.plain = True
 
     def wanted(self) -> bool:
         """Whether the backward pass under way accumulates gradients."""
@@ -234,10 +238,12 @@ class Ledger:
         # Cleared by somebody else's zero_grad.
         if all(held.dropped(i) for i, held in enumerate(self.records)):
             self.records.clear()
-        held = len(self.records)
+        held, plain = len(self.records), self.plain
         for p in record.parameters:
             if type(gradient := p.grad) is PendingGradient:
-                continue
+                if gradient.ledger() is self:
+                    continue
+                gradient = gradient.dense
             made = self._pending.get(id(p))
             try:
                 p.grad = made
@@ -246,5 +252,10 @@ class Ledger:
             if made is None:
                 made = self._pending[id(p)] = PendingGradient.of(p, record.name_of(p), self)
                 p.grad = made
-            made.start, made.dense = held, gradient
+            if held or gradient is not None:
+                self.plain = False
+            if not self.plain:
+                made.start, made.dense = held, gradient
+        if not plain and not held:
+            self.plain = all(m.start == 0 and m.dense is None for m in self._pending.values())
         self.records.append(record)

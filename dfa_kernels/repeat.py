@@ -53,13 +53,14 @@ class Repeat:
         self, optimizer: FusedUpdate, record: Record, updates: Sequence[LayerUpdate]
     ) -> None:
         self.parameters = record.parameters
-        self._dtypes = [p.dtype for p in self.parameters]
         self.counts = optimizer._counts_of(record.parameters)
         self._plans, self._feedback = record.plans, record.feedback
         self._known = Repeated.of(updates)
         self._device, self._dtype = record.error.device, record.error.dtype
         self._on_gpu = self._device.type == "cuda"
         self._stepped = updates[0].weight.parameter.dtype
+        self._ends = self.parameters[0], self.parameters[-1]
+        self._first, self._last = (p.dtype for p in self._ends)
 
         # Whose row each distinct one is, and which of them each parameter has.
         self._rows, row_of = distinct_rows(updates)
@@ -92,12 +93,14 @@ class Repeat:
         device = self._device
         if record.error.device != device or record.error.dtype is not self._dtype:
             return None
-        for p, known, dtype in zip(record.parameters, self.parameters, self._dtypes, strict=True):
-            pending = p.grad
-            if p is not known or p.dtype is not dtype or type(pending) is not PendingGradient:
+        if not optimizer.ledger.plain:
+            return None
+        for p, known in zip(record.parameters, self.parameters, strict=True):
+            if p is not known or type(p.grad) is not PendingGradient:
                 return None
-            if pending.start or pending.dense is not None:
-                return None
+        first, last = self._ends
+        if first.dtype is not self._first or last.dtype is not self._last:  # the model was cast
+            return None
         states = optimizer.state
         if len(states) != len(self._every) or not all(map(is_, states.values(), self._every)):
             return None
@@ -109,6 +112,7 @@ class Repeat:
             return None
         if torch.compiler.is_compiling():  # which must see an op
             return None
+        record.check()
         if self._on_gpu and capturing(device):  # a graph whose replays would count no steps
             return None
         if backends.function("step_", device, self._stepped) is not self._step:

@@ -23,6 +23,7 @@ from torch.profiler import record_function
 
 from dfa_kernels import autocast, autograd, backends, chain, pending
 from dfa_kernels.backends import reference, steps
+from dfa_kernels.module import DFA
 from dfa_kernels.profiling.subject import Subject
 
 PREFIX = "dfa/"
@@ -85,7 +86,8 @@ def watched(
             put(subject, attribute, _inside(run, str(Range(part)), open_))
         for name, module in _modules(subject.model()):
             put(module, "forward", _inside(module.forward, str(Range("forward", name)), open_))
-        put(chain, "_overridden", lambda module: False)  # by these ranges alone
+        if isinstance(subject.net, DFA) and subject.net._chain is not None:
+            put(subject.net._chain, "_own", [])  # these ranges are no forward pass of a user's
         put(chain, "F", layers)
         put(chain, "lowered", layers.lowered)
         put(autograd, "_records", names.of_records(autograd._records))
