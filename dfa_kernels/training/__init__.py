@@ -6,6 +6,7 @@
     plot         the curves                       command     all of it, in order
     progress     a bar, or lines                  checkpoint  written whole or not at all
     interruption  stopping between two steps      extras      what else must be installed
+    device       what --device names
 
 Reading data and reporting need the extra: pip install "dfa_kernels[train]".
 """
