@@ -205,6 +205,8 @@ PAPER = {
 
 
 #: DFA otherwise than in the column "dfa", and what that is.
+#: Marks a rate at the edge of its grid.
+EDGE = "†"
 CONTROLS = {
     "micro": "three points a block instead of one",
     "frozen": "the tower stays at its random start",
@@ -237,10 +239,11 @@ def _paper(made: list[paper_rows.Row]) -> list[str]:
     seeds = sorted({row.seeds for row in made})
     said = (
         f"Mean ± standard deviation over seeds ({', '.join(map(str, seeds))}) on the test split; "
-        "each method at the best of the same grid, chosen on the validation split. Share: of the "
-        "way from shallow to backpropagation. Above shallow: in standard errors of the difference, "
-        "in italics up to two. Step ÷ bp: of eager backpropagation's time, as above. Controls are "
-        "DFA too: "
+        "each method at the best of the same grid, chosen on the validation split; "
+        f"{EDGE}: that is the grid's first or last rate, beyond which there may be a better. "
+        "Share: of the way from shallow to backpropagation. Above shallow: in standard errors of "
+        "the difference, in italics up to two. Step ÷ bp: of eager backpropagation's time, as "
+        "above. Controls are DFA too: "
         + "; ".join(f"{name}, {what}" for name, what in CONTROLS.items())
         + ". "
         + _of_graphs(made)
@@ -287,7 +290,7 @@ def _perplexities(made: list[paper_rows.Row]) -> str:
 def _score(row: paper_rows.Row | None) -> str:
     if row is None:
         return ""
-    return f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}"
+    return f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}{EDGE * row.at_the_edge}"
 
 
 def _share(method: str, methods: dict[str, paper_rows.Row]) -> str:

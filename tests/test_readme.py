@@ -172,7 +172,9 @@ def test_the_table_of_quality_is_the_committed_result():
 
 
 def score(row):
-    return f"{row['mean']:.{row['digits']}f} ± {row['std']:.{row['digits']}f}"
+    rates = sorted({float(name.split()[0]) for name in row["grid"]})
+    edge = "†" if len(rates) > 1 and row["lr"] in (rates[0], rates[-1]) else ""
+    return f"{row['mean']:.{row['digits']}f} ± {row['std']:.{row['digits']}f}{edge}"
 
 
 def test_the_table_of_the_papers_tasks_is_the_committed_result():

@@ -51,6 +51,12 @@ class Row:
     quick: bool = False
 
     @property
+    def at_the_edge(self) -> bool:
+        """Whether its rate is the first or the last of the grid: a wider one may have a better."""
+        rates = sorted({float(name.split()[0]) for name in self.grid})
+        return len(rates) > 1 and self.lr in (rates[0], rates[-1])
+
+    @property
     def key(self) -> tuple[str, ...]:
         return tuple(getattr(self, name) for name in FIELDS)
 
