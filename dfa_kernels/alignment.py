@@ -134,5 +134,6 @@ def _untouched(module: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for own, name, buffer, value in kept:
                     own._buffers[name] = buffer
-                    if buffer is not None and value is not None:
-                        buffer.copy_(value)
+                    if buffer is None or value is None or torch.equal(buffer, value):
+                        continue  # a graph may have read it
+                    buffer.copy_(value)

@@ -278,9 +278,13 @@ def _accumulates(ctx: Any) -> bool:
     if torch.compiler.is_compiling():
         return True
     leaves = [node for node, _ in ctx.next_functions if node is not None]
-    return any(
-        hasattr(node, "variable") and torch._C._will_engine_execute_node(node) for node in leaves
-    )
+    try:
+        return any(hasattr(n, "variable") and torch._C._will_engine_execute_node(n) for n in leaves)
+    except RuntimeError as asked:  # autograd.grad of the parameter itself
+        raise RuntimeError(
+            'update="backward" makes no gradient of a fused parameter that autograd.grad could '
+            "return: use torch.optim"
+        ) from asked
 
 
 def _step(

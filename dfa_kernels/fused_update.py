@@ -74,7 +74,8 @@ class FusedUpdate(UpdatesInBackward):
         made = super().state_dict()
         every = [p for group in self.param_groups for p in group["params"]]
         for i, p in enumerate(every):
-            if id(p) in self._fresh and i in made["state"]:
+            begun = any(p is q for q in self._turn.applied)
+            if id(p) in self._fresh and not begun and i in made["state"]:
                 own = made["state"].pop(i)
                 rest = {name: own[name] for name in own if name not in RULES[self.rule].states}
                 made["state"].update({i: rest} if rest else {})
@@ -341,9 +342,9 @@ class FusedUpdate(UpdatesInBackward):
                 if type(gradient) is PendingGradient:
                     if gradient.ledger() is not self.ledger:
                         raise RuntimeError(
-                            f"layer {gradient.layer!r} is stepped by another optimizer, which was "
-                            f"constructed for its DFA module after this {type(self).__name__}: "
-                            "step that one, or construct this one anew"
+                            f"the gradient of {gradient.layer!r} is pending for another optimizer "
+                            f"than this {type(self).__name__}, of the same DFA module: the one "
+                            "that was constructed last steps it, after zero_grad()"
                         )
                     if gradient.dense is None:
                         continue

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
 
 METHODS = ("dfa", "bp", "shallow")
+
+#: A module, and the key and the function of a hook of it.
+_Hooked = tuple[nn.Module, int, Callable[..., Any]]
 
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.RReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
@@ -112,14 +116,18 @@ class DFA(nn.Module):
         self._fused = {names[n]: n for n in fused if isinstance(names[n], Linear)}
         owned = [p for layer in self._fused for p in layer.parameters()]
         self.tied = len(set(owned)) < len(owned)
-        self._chain = self._as_chain()
+        self._chain: Any = self._as_chain()
         self.planned: Planned | None = None  # of the last forward pass with a fused optimizer
-        self._cuts: dict[str, tuple[nn.Module, int]] = {}
+        # Hooks, each with its module and its key there.
+        self._owner = _Owner()
+        self._owner.of = weakref.ref(self)
+        self._closing: _Hooked | None = None
+        self._cuts: dict[str, _Hooked] = {}
         for name in self.point_names:
             if not isinstance(names[name], Linear):
                 self._cut_last(name, names[name])
         if error_name is not None:
-            self._hook(names[error_name], _Closes(self))
+            self._closing = self._hook(names[error_name], partial(_closes, self._owner))
         self.register_load_state_dict_pre_hook(_check_feedback)
 
     # Properties -----------------------------------------------------------------------------
@@ -167,6 +175,8 @@ class DFA(nn.Module):
         if self._method == "bp" or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         if not torch.compiler.is_compiling():
+            if self._chain is False:  # of a copy, whose model is whole by now
+                self._chain = self._as_chain()
             if self._chain is not None and self._method == "dfa":
                 output = self._chain.run(args, kwargs)
                 if output is not None:
@@ -202,9 +212,15 @@ class DFA(nn.Module):
 
     def replaced(self, name: str) -> bool:
         """Whether the point of this name is another module now."""
-        was = self._cuts[name][0] if name in self._cuts else None
-        module = self.module.get_submodule(name)
-        return module is not was and module not in self._fused
+        if name in self._cuts:
+            was = self._cuts[name][0]
+        else:
+            was = next(layer for layer, of in self._fused.items() if of == name)
+        try:
+            now = self.module.get_submodule(name)
+        except AttributeError:  # nothing is there now, or it was wrapped
+            return False
+        return all(inside is not was for inside in now.modules())
 
     def name_of(self, layer: Linear) -> str | None:
         """The name of a fused layer that is one of this module's points, or may be its head."""
@@ -217,24 +233,28 @@ class DFA(nn.Module):
     def _cut_last(self, name: str, module: nn.Module) -> None:
         """Cut a point's output after every other forward hook: FSDP2's looks there for the graph
         whose backward pass needs the weights again, and a user's may replace the output."""
-        hooks, (_, key) = module._forward_hooks, self._cuts.get(name, (module, -1))
-        if key not in hooks:  # a new one; or somebody has cleared them
-            self._cuts[name] = module, self._hook(module, _Cuts(self, name))
-        elif next(reversed(hooks)) != key:
-            hooks[key] = hooks.pop(key)
+        known = self._cuts.get(name)
+        if known is None or not _hangs(known):
+            self._cuts[name] = self._hook(module, partial(_reached, self._owner, name))
+        elif next(reversed(module._forward_hooks)) != known[1]:
+            hooks = module._forward_hooks
+            hooks[known[1]] = hooks.pop(known[1])
 
-    def _hook(self, module: nn.Module, hook: _Hook) -> int:
+    def _hook(self, module: nn.Module, hook: Callable[..., Any]) -> _Hooked:
         """Lives as long as this module does, which other wrappers of the model may outlive."""
         handle = module.register_forward_hook(hook)
         weakref.finalize(self, handle.remove).atexit = False
-        return handle.id
+        return module, handle.id, hook
 
     def _keep_cuts_last(self) -> None:
         for layer, name in self._fused.items():
             if layer._forward_hooks and name in self._streams:
                 self._cut_last(name, layer)
-        for name, (module, _) in self._cuts.items():
+        for name, (module, _, _) in self._cuts.items():
             self._cut_last(name, module)
+        if self._closing is not None and not _hangs(self._closing):
+            module, _, hook = self._closing
+            self._closing = self._hook(module, hook)
 
     def stream(self, name: str) -> int:
         """The stream of a point."""
@@ -273,11 +293,11 @@ class DFA(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to no optimizer."""
-        return {**self.__dict__, "_optimizer": None, "planned": None, "_chain": None}
+        return {**self.__dict__, "_optimizer": None, "planned": None, "_chain": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._chain = self._as_chain()
+        self._owner.of = weakref.ref(self)
 
     def get_extra_state(self) -> dict[str, object]:
         return self.feedback.describe()
@@ -286,49 +306,39 @@ class DFA(nn.Module):
         """Checked by `_check_feedback`, before anything is loaded."""
 
 
-class _Hook:
-    """A forward hook of one of the model's modules, which does not keep its DFA module alive."""
+class _Owner:
+    """The DFA module whose hooks these are, which they do not keep alive. A copy, or one that was
+    loaded, is nobody's until the DFA module that it came with says that it is its."""
 
-    def __init__(self, owner: DFA | None, *rest: Any) -> None:
-        self._owner, self._rest = (_nobody if owner is None else weakref.ref(owner)), rest
+    def __init__(self) -> None:
+        self.of: Callable[[], DFA | None] = _nobody
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        raise NotImplementedError
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        """Of the copied DFA module; of the same where its model alone is copied."""
-        owner = self._owner()
-        return type(self)(memo.get(id(owner), owner), *self._rest)
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Owner:
+        return _Owner()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._owner(), *self._rest)
+        return _Owner, ()
 
 
 def _nobody() -> None:
     return None
 
 
-class _Cuts(_Hook):
-    """The output of the point of a name."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        owner, (name,) = self._owner(), self._rest
-        recording = active.recording or (None if owner is None else Replay.of(owner))
-        if recording is None or recording.owner is not owner:
-            return output
-        if recording.layers and recording.layers[-1].name == name:
-            return output  # fused: cut already
-        return recording.point(name, module, output)
+def _reached(owned: _Owner, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+    owner = owned.of()
+    recording = active.recording or (None if owner is None else Replay.of(owner))
+    if recording is None or recording.owner is not owner:
+        return output
+    if recording.layers and recording.layers[-1].name == name:
+        return output  # fused: cut already
+    return recording.point(name, module, output)
 
 
-class _Closes(_Hook):
-    """The forward pass at the error point."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        recording = active.recording
-        if recording is None or recording.owner is not self._owner():
-            return output
-        return recording.close(output)
+def _closes(owned: _Owner, module: nn.Module, args: Any, output: Any) -> Any:
+    recording = active.recording
+    if recording is None or recording.owner is not owned.of():
+        return output
+    return recording.close(output)
 
 
 def _check_feedback(module: DFA, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
@@ -360,18 +370,28 @@ def _default_points(names: Mapping[str, nn.Module]) -> list[str]:
     return [n for n, m in names.items() if isinstance(m, (Linear, *_ACTIVATIONS))]
 
 
+def _hangs(hooked: _Hooked) -> bool:
+    """Whether the hook is where it was put: somebody may have cleared it, or, where a model was
+    loaded, registered another under the same key."""
+    module, key, hook = hooked
+    return module._forward_hooks.get(key) is hook
+
+
 def _check_shallow(model: nn.Module) -> None:
     """No point was found: right only where there is no layer below another.
 
     Raises:
         ValueError: there is.
     """
-    layers = [n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
-    if len(layers) > 1:
+    layers = 0
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dim() > 1]
+        layers += bool(own) and not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    if layers > 1:
         raise ValueError(
-            f"no point was found in {type(model).__name__}, whose {len(layers)} layers would all "
-            "train by backpropagation: its activations are functions, not modules; give points=... "
-            "(modules, names or globs)"
+            f"no point was found in {type(model).__name__}, whose {layers} layers would all train "
+            "by backpropagation: where its activations are functions and no modules, give "
+            "points=... (modules, names or globs), or points=[] for none"
         )
 
 

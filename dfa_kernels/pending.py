@@ -101,9 +101,9 @@ class Record:
             if tensor._version != version:
                 what = "the error" if tensor is self._watched[0] else "a layer's input or output"
                 raise RuntimeError(
-                    f"{what} of shape {tuple(tensor.shape)} was changed in place between "
-                    "backward() and step(), which reads it: give every backward pass tensors of "
-                    'its own, or construct the optimizer with update="backward"'
+                    f"{what} of shape {tuple(tensor.shape)}, or what it is a view of, was changed "
+                    "in place between backward() and step(), which reads it: give every backward "
+                    'pass tensors of its own, or construct the optimizer with update="backward"'
                 )
 
     def dropped(self, number: int) -> bool:

@@ -366,7 +366,7 @@ class Recording:
             raise RuntimeError(
                 f"the forward pass never reached the error point {owner.error_name!r}"
             )
-        if len(self.reached) < len(owner.point_names) or owner.explicit:
+        if len(set(self.reached)) < len(owner.point_names) or owner.explicit:
             self._check_reached()
 
     def _check_reached(self) -> None:

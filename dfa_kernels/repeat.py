@@ -59,8 +59,7 @@ class Repeat:
         self._device, self._dtype = record.error.device, record.error.dtype
         self._on_gpu = self._device.type == "cuda"
         self._stepped = updates[0].weight.parameter.dtype
-        self._ends = self.parameters[0], self.parameters[-1]
-        self._first, self._last = (p.dtype for p in self._ends)
+        self._dtypes = [p.dtype for p in self.parameters]
 
         # Whose row each distinct one is, and which of them each parameter has.
         self._rows, row_of = distinct_rows(updates)
@@ -95,12 +94,9 @@ class Repeat:
             return None
         if not optimizer.ledger.plain:
             return None
-        for p, known in zip(record.parameters, self.parameters, strict=True):
-            if p is not known or type(p.grad) is not PendingGradient:
+        for p, known, dtype in zip(record.parameters, self.parameters, self._dtypes, strict=True):
+            if p is not known or p.dtype is not dtype or type(p.grad) is not PendingGradient:
                 return None
-        first, last = self._ends
-        if first.dtype is not self._first or last.dtype is not self._last:  # the model was cast
-            return None
         states = optimizer.state
         if len(states) != len(self._every) or not all(map(is_, states.values(), self._every)):
             return None

@@ -146,6 +146,14 @@ class Growing(nn.Module):
         return self.layers(x - self.cache + self.seen.sum())
 
 
+def test_it_disturbs_no_graph_that_reads_a_buffer():
+    net = dfa.DFA(nn.Sequential(model(), nn.BatchNorm1d(4), nn.Linear(4, 4))).eval()
+    x, y = data()
+    loss = F.cross_entropy(net(x), y)
+    dfa.alignment(net, F.cross_entropy, x, y)
+    loss.backward()
+
+
 def test_buffers_that_a_forward_pass_replaces():
     net, (x, y) = dfa.DFA(Growing()), data()
     for cached in (False, True):

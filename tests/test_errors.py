@@ -116,6 +116,51 @@ def test_a_point_that_was_replaced(fused):
     refused(net, torch.ones(2, 5), RuntimeError, said)
 
 
+class Wrapped(nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        return self.inside(x)
+
+
+@both
+def test_a_point_that_was_wrapped_or_taken_away_and_is_not_reached(fused):
+    """It is the same module, or none: what is reached learns as before."""
+
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.other = mlp(), nn.Sequential(nn.Tanh())
+
+        def forward(self, x):
+            return self.body(x)
+
+    for change in ("wrapped", "taken"):
+        model = Skips()
+        model.other = dfa.fuse(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Tanh()))
+        net = dfa.DFA(dfa.fuse(model) if fused else model)
+        other = net.module.other
+        if change == "wrapped":
+            other[2] = Wrapped(other[2])
+        else:
+            del other[2]
+        net(torch.ones(2, 5)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3)),
+        nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 3)),
+        nn.Sequential(nn.Linear(5, 7).requires_grad_(False), nn.Linear(7, 3)),
+    ],
+)
+def test_one_layer_that_learns_needs_no_point(model):
+    assert dfa.DFA(model).point_names == ()
+
+
 def test_an_unknown_method_later():
     net = dfa.DFA(mlp())
     with pytest.raises(ValueError, match="unknown method 'fa'"):

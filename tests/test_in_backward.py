@@ -124,3 +124,20 @@ def test_two_backward_passes_of_passes_that_zero_grad_divides_are_refused():
     first.backward()
     with pytest.raises(RuntimeError, match=r"has stepped since this forward pass"):
         second.backward()
+
+
+def test_autograd_grad_of_a_fused_parameter_is_refused():
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1, update="backward")
+    ((x, y),) = batches(1)
+    assert optimizer.update == "backward"
+    with pytest.raises(RuntimeError, match="makes no gradient of a fused parameter"):
+        torch.autograd.grad(F.cross_entropy(net(x), y), net.module[0].weight)
+
+
+def test_a_momentum_between_backward_and_step_is_saved():
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1, momentum=0.9, update="backward")
+    ((x, y),) = batches(1)
+    F.cross_entropy(net(x), y).backward()
+    assert len(optimizer.state_dict()["state"]) == len(list(net.parameters()))

@@ -195,3 +195,46 @@ def test_a_copy_of_the_model_alone_trains_by_backpropagation(fused):
     plain.load_state_dict(model.state_dict())
     x, error = torch.randn(4, 5), torch.randn(4, 3)
     assert_same(trained_once(model, x, error), trained_once(plain, x, error))
+
+
+class Holder(nn.Module):
+    """Holds a model before the DFA module around it, so that a copy meets the model first."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.model = dfa.fuse(mlp()) if fused else mlp()
+        self.net = dfa.DFA(self.model, points=["1", "2", "3"] if not fused else None, error_at="6")
+
+
+@both
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda held: pickle.loads(pickle.dumps(held))])
+def test_a_copy_of_what_holds_the_model_first(fused, how):
+    held = Holder(fused)
+    made = how(held)
+    assert made.net.module is made.model
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    wanted = trained_once(held.net, x, error)
+    assert_same(trained_once(made.net, x, error), wanted)
+
+
+@both
+def test_a_model_that_is_saved_without_its_wrapper(fused):
+    """It is a plain model then."""
+    net = wrap(mlp(), fused)
+    model, plain = pickle.loads(pickle.dumps(net.module)), mlp()
+    plain.load_state_dict(model.state_dict())
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    assert_same(trained_once(model, x, error), trained_once(plain, x, error))
+
+
+@pytest.mark.parametrize("name", ["1", "6"])
+def test_a_hook_that_takes_the_key_of_ours(name):
+    """Keys are counted anew in every process: of a model that was loaded they may be taken."""
+    net = dfa.DFA(mlp(), error_at="6")
+    x, error = torch.randn(4, 5), torch.randn(4, 3)
+    wanted = trained_once(net, x, error)
+    hooks, called = net.module.get_submodule(name)._forward_hooks, []
+    (key,) = hooks
+    hooks[key] = lambda *_: called.append(1)
+    assert_same(trained_once(net, x, error), wanted)
+    assert called

@@ -207,7 +207,7 @@ def test_the_one_that_was_constructed_first_steps_nothing(later):
     first, second = dfa.optim.SGD(net, lr=0.1), later(net, lr=0.1)
     ((x, y),) = batches(1)
     F.cross_entropy(net(x), y).backward()
-    with pytest.raises(RuntimeError, match=r"layer '0' is stepped by another optimizer.*this SGD"):
+    with pytest.raises(RuntimeError, match=r"gradient of '0' is pending for another.*this SGD"):
         first.step()
     before = net.module[0].weight.detach().clone()
     second.step()
