@@ -1,3 +1,4 @@
+import contextlib
 import sys
 import weakref
 
@@ -29,6 +30,22 @@ def allow_tf32():
 
     yield allow
     allow(False)
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """torch's current device, the last, and those before it: GPUs that nobody has."""
+    entered = [0]
+
+    @contextlib.contextmanager
+    def device(chosen):
+        entered.append(chosen.index)
+        yield
+        entered.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: entered[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    return entered
 
 
 @pytest.fixture

@@ -1,28 +1,10 @@
 """Kernels start on the device of the tensors, and torch's current one is as it was afterwards."""
 
-import contextlib
-
 import pytest
 import torch
 
 from dfa_kernels.backends.cuda import launch
 from dfa_kernels.backends.current import current
-
-
-@pytest.fixture
-def devices(monkeypatch):
-    """torch's current device, and those before it."""
-    entered = [0]
-
-    @contextlib.contextmanager
-    def device(chosen):
-        entered.append(chosen.index)
-        yield
-        entered.pop()
-
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: entered[-1])
-    monkeypatch.setattr(torch.cuda, "device", device)
-    return entered
 
 
 @pytest.mark.parametrize("index", [0, 1])

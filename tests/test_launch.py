@@ -1,6 +1,5 @@
 """What `bench.launch` times: the whole host side of a launch, where nothing is started."""
 
-import contextlib
 import os
 
 import pytest
@@ -61,22 +60,13 @@ class _Apart(launch_triton._Driver):
 
 
 @pytest.mark.parametrize("delta", ["stored", "on-the-fly"])
-def test_kernels_start_where_the_tensors_are(delta, monkeypatch):
+def test_kernels_start_where_the_tensors_are(delta, devices, monkeypatch):
     """Triton starts what it is given on torch's current device, which may be another."""
     monkeypatch.setenv(launch_triton.VARIABLE, delta)
-    current = [0]
-
-    @contextlib.contextmanager
-    def entered(device):
-        current.append(device.index)
-        yield
-        current.pop()
-
     case = launch.Case.on(CPU, tiny=True)
     with launch_triton.without_device(with_triton=True) as kernels:
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
-        monkeypatch.setattr(torch.cuda, "device", entered)
-        driver = _Apart(current)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: devices[-1])
+        driver = _Apart(devices)
         monkeypatch.setattr(triton.runtime.driver, "_active", driver)
         there, launcher = torch.device("cuda", 1), kernels.launcher
         launcher._nothing[there] = launcher._nothing[torch.device("cuda", 0)]
@@ -89,7 +79,7 @@ def test_kernels_start_where_the_tensors_are(delta, monkeypatch):
         ours.again(launcher, ready, (0.0,) * 7, there)
     assert set(driver.started) == {1}
     assert len(driver.started) == 3 * len(plan.launches)
-    assert current == [0]
+    assert devices == [0]
 
 
 def test_it_is_measured_and_written(monkeypatch, tmp_path, capsys):
