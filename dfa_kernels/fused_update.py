@@ -73,9 +73,9 @@ class FusedUpdate(UpdatesInBackward):
         """As in torch: a momentum that the first step will start is not in it."""
         made = super().state_dict()
         every = [p for group in self.param_groups for p in group["params"]]
+        unbegun = self._fresh.difference(map(id, self._turn.applied))
         for i, p in enumerate(every):
-            begun = any(p is q for q in self._turn.applied)
-            if id(p) in self._fresh and not begun and i in made["state"]:
+            if id(p) in unbegun and i in made["state"]:
                 own = made["state"].pop(i)
                 rest = {name: own[name] for name in own if name not in RULES[self.rule].states}
                 made["state"].update({i: rest} if rest else {})

@@ -59,14 +59,15 @@ class UpdatesInBackward(torch.optim.Optimizer):
 
     def _prepare_slots(self) -> None:
         """Made beforehand, so that a traced forward pass only reads them."""
-        self._slots = []
-        if self.update == "backward":
-            self._slots = [
-                self._slot_of(p, group)
-                for group in self.param_groups
-                for p in group["params"]
-                if p in self._fused
-            ]
+        self._slots: list[_Slot] = []
+        if self.update != "backward":
+            return
+        self._slots = [
+            self._slot_of(p, group)
+            for group in self.param_groups
+            for p in group["params"]
+            if p in self._fused
+        ]
         self._every = list(self.state.values())
         self._held = [
             (own, name, own[name])
