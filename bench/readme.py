@@ -205,8 +205,6 @@ PAPER = {
 
 
 #: DFA otherwise than in the column "dfa", and what that is.
-#: Marks a rate at the edge of its grid.
-EDGE = "†"
 CONTROLS = {
     "micro": "three points a block instead of one",
     "frozen": "the tower stays at its random start",
@@ -239,8 +237,9 @@ def _paper(made: list[paper_rows.Row]) -> list[str]:
     seeds = sorted({row.seeds for row in made})
     said = (
         f"Mean ± standard deviation over seeds ({', '.join(map(str, seeds))}) on the test split; "
-        "each method at the best of the same grid, chosen on the validation split; "
-        f"{EDGE}: that is the grid's first or last rate, beyond which there may be a better. "
+        "each method at its best rate, chosen on the validation split with the first seed from the "
+        "same grid, which goes on while its first or last rate is the best "
+        f"({paper_rows.EDGE}: it ends there, and beyond it there may be a better). "
         "Share: of the way from shallow to backpropagation. Above shallow: in standard errors of "
         "the difference, in italics up to two. Step ÷ bp: of eager backpropagation's time, as "
         "above. Controls are DFA too: "
@@ -288,9 +287,7 @@ def _perplexities(made: list[paper_rows.Row]) -> str:
 
 
 def _score(row: paper_rows.Row | None) -> str:
-    if row is None:
-        return ""
-    return f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}{EDGE * row.at_the_edge}"
+    return "" if row is None else row.score
 
 
 def _share(method: str, methods: dict[str, paper_rows.Row]) -> str:

@@ -172,7 +172,9 @@ def test_the_table_of_quality_is_the_committed_result():
 
 
 def score(row):
-    rates = sorted({float(name.split()[0]) for name in row["grid"]})
+    own = row.get("variant", "")
+    labels = [f"{name} ".split(" ", 1) for name in row["grid"]]
+    rates = sorted(float(rate) for rate, variant in labels if variant.strip() == own)
     edge = "†" if len(rates) > 1 and row["lr"] in (rates[0], rates[-1]) else ""
     return f"{row['mean']:.{row['digits']}f} ± {row['std']:.{row['digits']}f}{edge}"
 

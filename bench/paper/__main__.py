@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.paper import options as asked_options
-from bench.paper.rows import Row
+from bench.paper.rows import EDGE, Row
 from bench.paper.study import Study
 from bench.paper.task import Task
 from bench.paper.training import Stopped
@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.paper {asked.command}: {bad}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt):
+        same = "the same command" + ", without --overwrite," * getattr(asked, "overwrite", False)
         print(
-            f"bench.paper {asked.command}: interrupted; the same command goes on from there",
-            file=sys.stderr,
+            f"bench.paper {asked.command}: interrupted; {same} goes on from there", file=sys.stderr
         )
         return 130
     _print(rows)
@@ -84,8 +84,10 @@ def _print(rows: list[Row]) -> None:
         ratio = "" if row.step_ratio is None else "{:.2f} ({:.2f}–{:.2f})".format(*row.step_ratio)
         table.add_row(
             row.method, row.metric, f"{row.mean:.{row.digits}f}", f"{row.std:.{row.digits}f}",
-            f"{row.lr:g}", f"{row.step_ms:.2f}", ratio,
+            f"{row.lr:g}{EDGE * row.at_the_edge}", f"{row.step_ms:.2f}", ratio,
         )  # fmt: skip
+    if any(row.at_the_edge for row in rows):
+        table.caption = f"{EDGE}: the first or last rate of the grid; beyond it may be a better"
     Console().print(table)
 
 

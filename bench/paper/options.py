@@ -34,7 +34,8 @@ def add(parser: argparse.ArgumentParser, task: Task) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--lr", nargs="+", type=float, metavar="RATE",
-        help="the grid: each method gets its best on the validation split with the first seed",
+        help="the grid: each method gets its best on the validation split with the first seed "
+        "(the task's own, which goes on while its first or last rate is the best)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many (3)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first (0)")

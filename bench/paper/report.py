@@ -137,7 +137,7 @@ def _line(group: verdict.Group, by_method: dict[str, Row], methods: list[str]) -
     for method in methods:
         row, figure = by_method.get(method), paper.get(method)
         said = "" if figure is None else f"{figure.text} ({figure.data})"
-        ours = "" if row is None else f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}"
+        ours = "" if row is None else row.score
         cells.append(Cell(ours, said, row is not None and row.mean == best))
     dfa = by_method.get("dfa")
     said = None if dfa is None else verdict.of("dfa", by_method)

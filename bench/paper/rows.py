@@ -10,8 +10,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from bench.paper.grid import Choice
 from dfa_kernels.training import InputError
 
+#: Marks a rate at the edge of its grid.
+EDGE = "†"
 FIELDS = ("task", "model", "data", "method", "metric")
 
 
@@ -53,8 +56,15 @@ class Row:
     @property
     def at_the_edge(self) -> bool:
         """Whether its rate is the first or the last of the grid: a wider one may have a better."""
-        rates = sorted({float(name.split()[0]) for name in self.grid})
+        choices = map(Choice.of, self.grid)
+        rates = sorted(choice.rate for choice in choices if choice.variant == self.variant)
         return len(rates) > 1 and self.lr in (rates[0], rates[-1])
+
+    @property
+    def score(self) -> str:
+        """For a table."""
+        said = f"{self.mean:.{self.digits}f} ± {self.std:.{self.digits}f}"
+        return said + EDGE * self.at_the_edge
 
     @property
     def key(self) -> tuple[str, ...]:

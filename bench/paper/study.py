@@ -1,8 +1,8 @@
 """One problem by every method: a grid of rates, seeds, step times, rows and pictures.
 
-Each method gets the same grid, rates × the problem's variants; what has the best validation score
-with the first seed is trained with every seed. What lies under ``out`` already is read, what was
-begun goes on, so the same command after an interruption loses nothing.
+Each method is tried with a `grid` of rates and of the problem's variants; what has the best
+validation score with the first seed is trained with every seed. What lies under ``out`` already is
+read, what was begun goes on, so the same command after an interruption loses nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bench.paper import grid, training
 from bench.paper import rows as results
-from bench.paper import training
+from bench.paper.grid import Choice
 from bench.paper.rows import Row, over_seeds
 from bench.paper.task import Problem, Run, Task
 from dfa_kernels import backends
@@ -31,17 +32,6 @@ _REFRESH = 0.2  # seconds between updates of the bar
 _LINE = 30.0  # seconds between lines where there is no terminal
 
 
-class Choice(NamedTuple):
-    """A point of the grid."""
-
-    rate: float
-    variant: str
-
-    @property
-    def label(self) -> str:
-        return f"{self.rate:g} {self.variant}".rstrip()
-
-
 class Study:
     def __init__(self, task: Task, problem: Problem, options: argparse.Namespace) -> None:
         self.task, self.problem, self.options = task, problem, options
@@ -49,9 +39,11 @@ class Study:
         self.variants = problem.variants()
         rates = options.lr or task.rates(options)
         self.choices = [Choice(rate, variant) for variant in self.variants for rate in rates]
+        # A grid that was asked for stays what it is, and a quick one is quick.
+        self.further = 0 if options.lr or options.quick else grid.MOST
         self.seeds = range(options.seed, options.seed + options.seeds)
         self.folder: Path = options.out / f"{problem.model}-{problem.data}"
-        self.grid: dict[str, dict[Choice, float]] = {method: {} for method in self.methods}
+        self.tried: dict[str, dict[Choice, float]] = {method: {} for method in self.methods}
         self.best: dict[str, Choice] = {}
         self.records: dict[str, list[dict[str, Any]]] = {method: [] for method in self.methods}
 
@@ -92,15 +84,24 @@ class Study:
         return record
 
     def _tune(self, method: str, watch: _Display, stop: Callable[[], bool]) -> None:
-        metric = self.problem.metrics[0]
+        if len(self.choices) == 1:
+            self.best[method] = self.choices[0]
+            return
         for choice in self.choices:
-            if len(self.choices) > 1:
-                record = self._train(method, choice, self.seeds[0], watch, stop)
-                self.grid[method][choice] = record["selection"][metric.name]
-            if method not in self.best or metric.better(
-                self.grid[method][choice], self.grid[method][self.best[method]]
-            ):
-                self.best[method] = choice
+            self._try(method, choice, watch, stop)
+        for _ in range(self.further):
+            choice = grid.beyond(self.tried[method], self.best[method])
+            if choice is None:
+                break
+            watch.expect_one_more()
+            self._try(method, choice, watch, stop)
+
+    def _try(self, method: str, choice: Choice, watch: _Display, stop: Callable[[], bool]) -> None:
+        metric, scores = self.problem.metrics[0], self.tried[method]
+        record = self._train(method, choice, self.seeds[0], watch, stop)
+        scores[choice] = record["selection"][metric.name]
+        if method not in self.best or metric.better(scores[choice], scores[self.best[method]]):
+            self.best[method] = choice
 
     def _finished(self, method: str) -> Run:
         choice, seed = self.best[method], self.seeds[0]
@@ -156,16 +157,22 @@ class Study:
                 step_ms=times[method]["ms"], feedback_bytes=times[method]["bytes"],
                 values=values, higher_is_better=metric.higher_is_better, digits=metric.digits,
                 lr=rate, variant=variant,
-                grid={choice.label: score for choice, score in self.grid[method].items()},
+                grid=self._grid(method),
                 step_ratio=times[method]["ratio"],
                 alignment={
                     name: over_seeds([record["alignment"][name] for record in records])[0]
                     for name in points
                 },
                 steps=problem.steps, parameters=records[0]["parameters"],
-                description=problem.description, environment=environment.describe(),
+                description=problem.described(method), environment=environment.describe(),
                 quick=self.options.quick,
             )  # fmt: skip
+
+    def _grid(self, method: str) -> dict[str, float]:
+        """Variant by variant, its rates rising."""
+        variants, tried = list(self.variants), self.tried[method]
+        order = sorted(tried, key=lambda choice: (variants.index(choice.variant), choice.rate))
+        return {choice.label: tried[choice] for choice in order}
 
 
 class _Display:
@@ -191,6 +198,10 @@ class _Display:
 
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
+
+    def expect_one_more(self) -> None:
+        self._total += self._steps
+        self._bar.update(self._task, total=self._total)
 
     def begin(self, method: str, choice: Choice, seed: int) -> None:
         self._name = f"{method} · lr {choice.label} · seed {seed}"

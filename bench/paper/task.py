@@ -118,6 +118,10 @@ class Problem(ABC):
         method gets its best."""
         return {"": self}
 
+    def described(self, method: str) -> dict[str, Any]:
+        """``description``, as far as it holds for ``method``."""
+        return self.description
+
     def draw(self, runs: Mapping[str, Run], folder: Path) -> list[Path]:
         """Pictures of the first seed's finished runs, by method, side by side."""
         return []
@@ -144,4 +148,5 @@ class Task(ABC):
 
     @abstractmethod
     def rates(self, options: argparse.Namespace) -> tuple[float, ...]:
-        """The grid of learning rates that each method is given alike where --lr is not."""
+        """The learning rates that each method is given alike where --lr is not; beyond them the
+        grid goes on while its edge is the best (`grid`)."""

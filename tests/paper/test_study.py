@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import ClassVar
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 import dfa_kernels as dfa
 from bench.paper import rows, training
+from bench.paper.grid import Choice, beyond
 from bench.paper.study import Study
 from bench.paper.task import Metric, Problem, Run, Task
 from dfa_kernels.training import InputError
@@ -124,6 +126,80 @@ def test_the_grid_crosses_the_rates_with_the_variants_for_each_method_alike(tmp_
         assert row.grid["0.1 whole"] == min(row.grid.values())
         assert (row.lr, row.variant) == (1e-1, "whole")
         assert row.description == {"target": "whole"} and row.seeds == 2
+
+
+class Wanting(FourNumbers):
+    """Of every method the best rate is ``best``; what a run scores is how far from it it is."""
+
+    def __init__(self, best, variant="a"):
+        super().__init__(steps=1)
+        self.best, self.variant, self.description = best, variant, {"variant": variant}
+
+    def variants(self):
+        return {"a": self, "b": Wanting(self.best, "b")}
+
+    def run(self, method, rate, seed):
+        run = Regression(self, method, rate, seed)
+        far = abs(math.log(rate / self.best)) + (self.variant == "a")
+        run.scores = lambda split: {"mse": far}
+        return run
+
+
+class Ladder(Toy):
+    def rates(self, options):
+        return (1e-3, 3e-3, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("best", "more"),
+    [
+        (3e-3, []),
+        (3e-2, ["0.03", "0.1"]),
+        (1e-4, ["3e-05", "0.0001", "0.0003"]),
+        (1e9, ["0.03", "0.1", "0.3", "1", "3", "10"]),
+    ],
+)
+def test_the_grid_goes_on_while_its_edge_is_the_best(tmp_path, brief, best, more):
+    asked = options(tmp_path, quick=False, method=["dfa", "bp"])
+    for row in Study(Ladder(), Wanting(best), asked).run():
+        inner = [f"{rate:g} {variant}" for variant in "ab" for rate in (1e-3, 3e-3, 1e-2)]
+        assert set(row.grid) == {*inner, *(f"{rate} b" for rate in more)}
+        rates = [float(label.split()[0]) for label in row.grid if label.endswith("b")]
+        assert rates == sorted(rates) and list(row.grid)[:3] == inner[:3]
+        assert row.at_the_edge == (best == 1e9) and row.score.endswith("†") == row.at_the_edge
+        assert row.variant == "b" and (row.at_the_edge or row.lr == best)
+
+
+@pytest.mark.parametrize("asked", [{"quick": True}, {"lr": [1e-3, 1e-2]}, {"lr": [1e-2]}])
+def test_a_grid_that_was_asked_for_stays_what_it_is(tmp_path, brief, asked):
+    asked = options(tmp_path, **{"quick": False, "method": ["dfa"]} | asked)
+    (row,) = Study(Ladder(), Wanting(1e9), asked).run()
+    rates = asked.lr or [1e-3, 3e-3, 1e-2]
+    assert len(row.grid) == (2 * len(rates) if len(rates) > 1 else 2)
+    assert row.lr == 1e-2 and row.at_the_edge == (len(rates) > 1)
+
+
+def test_where_every_run_diverges_the_grid_ends(tmp_path, brief):
+    asked = options(tmp_path, quick=False, method=["dfa"], seeds=1)
+    (row,) = Study(Ladder(), Wanting(math.nan), asked).run()
+    assert len(row.grid) == 6
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "wanted"),
+    [
+        ((3e-4, 1e-3, 3e-3, 1e-2), 1e-2, 3e-2),
+        ((3e-4, 1e-3, 3e-3, 1e-2), 3e-4, 1e-4),
+        ((0.005, 0.02, 0.05, 0.1), 0.1, 0.25),
+        ((2.5e-3, 5e-3, 1e-2), 1e-2, 2e-2),
+        ((1e-3, 1e-2), 1e-3, 1e-4),
+    ],
+)
+def test_a_series_goes_on_as_it_went(rates, best, wanted):
+    scores = {Choice(rate): 0.0 for rate in rates} | {Choice(1e9, "other"): 0.0}
+    assert beyond(scores, Choice(best)) == Choice(wanted)
+    assert beyond(scores, Choice(sorted(rates)[1])) in (None, Choice(1e-1))
+    assert Choice.of(Choice(best, "other").label) == Choice(best, "other")
 
 
 def test_a_finished_study_is_read_and_not_trained_again(tmp_path, brief, monkeypatch):

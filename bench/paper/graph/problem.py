@@ -98,6 +98,12 @@ class GraphProblem(Problem):
         names = ARCHITECTURES[self.setting.model].variants
         return {name: type(self)(self.whole, self.setting._replace(variant=name)) for name in names}
 
+    def described(self, method: str) -> dict[str, Any]:
+        if method != OUTPUT:
+            return self.description
+        whole = {k: v for k, v in self.description.items() if k != "signs of B"}
+        return whole | {"error_at": "output"}
+
     def draw(self, runs: Mapping[str, Run], folder: Path) -> list[Path]:
         path = folder / f"{self.model}-{self.data}.png"
         panels = {}

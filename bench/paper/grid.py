@@ -1,0 +1,51 @@
+"""Which learning rates, and which variants of a problem, a method is tried with.
+
+Every method gets the same grid, rates × variants. Where the best of it has the first or the last
+rate, there may be a better beyond: the grid goes on in that direction, for that method and variant,
+until a rate is no better than the one before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+MOST = 6  # rates beyond those that all methods get
+
+
+class Choice(NamedTuple):
+    """A point of the grid."""
+
+    rate: float
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.rate:g} {self.variant}".rstrip()
+
+    @classmethod
+    def of(cls, label: str) -> Choice:
+        """The one with that label."""
+        rate, _, variant = label.partition(" ")
+        return cls(float(rate), variant)
+
+
+def beyond(scores: Mapping[Choice, float], best: Choice) -> Choice | None:
+    """The choice on ``best``'s outer side; None where it has neighbours on both, no others at all,
+    or NaN for a score, as when every run diverged."""
+    if math.isnan(scores[best]):
+        return None
+    rates = sorted(choice.rate for choice in scores if choice.variant == best.variant)
+    if len(rates) < 2 or best.rate not in (rates[0], rates[-1]):
+        return None
+    if best.rate == rates[0]:
+        rates.reverse()
+    return Choice(_next(rates), best.variant)
+
+
+def _next(rates: list[float]) -> float:
+    """The series goes on with the ratios it has: 1, 3, 10 with 30, then 100; 1, 2 with 4."""
+    *_, before, last = rates
+    ratio = last / before if len(rates) == 2 else before / rates[-3]
+    return float(f"{last * ratio:.3g}")
