@@ -59,6 +59,8 @@ def check(options: argparse.Namespace, task: Task) -> None:
     """
     if options.seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {options.seeds}")
+    if not 0 <= options.seed <= 2**63 - options.seeds:
+        raise InputError(f"--seed must be in [0, 2**63 − {options.seeds}], got {options.seed}")
     for rate in options.lr or ():
         if not 0 < rate < float("inf"):
             raise InputError(f"--lr must be positive and finite, got {rate:g}")

@@ -206,6 +206,19 @@ def test_on_the_embedded_graph_dfa_learns_what_shallow_does_not():
     assert scores["dfa"] > scores["bp"] - 10
 
 
+@pytest.mark.parametrize("model", ["gcn", "gae"])
+def test_a_diverged_run_has_a_score_that_beats_nothing(graph, model):
+    made = problem(graph, model)
+    run = made.run("bp", 0.01, seed=0)
+    whole = run.scores("validation")
+    with torch.no_grad():
+        for parameter in run.net.parameters():
+            parameter.fill_(float("nan"))
+    lost = run.scores("validation")
+    for metric in made.metrics:
+        assert not metric.better(lost[metric.name], whole[metric.name])
+
+
 def test_a_study_leaves_rows_and_a_picture(graph, tmp_path, monkeypatch):
     times = Study._times
     monkeypatch.setattr(Study, "_times", lambda self, seconds: times(self, 0.0))

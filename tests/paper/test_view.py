@@ -216,7 +216,8 @@ def test_every_method_gets_one_grid():
         ("--data blender --root {} --near 5 --far 4", "--near 5 is not before --far 4"),
         ("--data blender --root {} --far inf", "--far must be positive and finite, got inf"),
         ("--background black", "the procedural scene lies on white"),
-        ("--device tpu9", "--device tpu9: "),
+        ("--device tpu9", "--device 'tpu9' cannot be used"),
+        ("--device meta", "--device 'meta' holds no numbers"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(capsys, tmp_path, arguments, message):

@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -40,6 +41,8 @@ class AutoencoderRun(GraphRun):
     def scores(self, split: str) -> dict[str, float]:
         pairs, label = self.problem.held[split]
         found = _decoder(self.outputs(), pairs).numpy()
+        if not np.isfinite(found).all():
+            return {"AUC": float("nan"), "AP": float("nan")}
         return {
             "AUC": 100 * float(roc_auc_score(label, found)),
             "AP": 100 * float(average_precision_score(label, found)),

@@ -14,13 +14,12 @@ import argparse
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from bench.paper.language import attention, corpus, schedules, tokens
 from bench.paper.language.model import ERROR_AT, PAPER, POINTS, QUICK, SMALL, Size
 from bench.paper.language.problem import LanguageModelling
 from bench.paper.task import Problem, Task
 from dfa_kernels.training import InputError
+from dfa_kernels.training.options import check_device
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,4 @@ def _check(asked: argparse.Namespace, size: Size) -> None:
     for name, value in (("dropout", size.dropout), ("beta2", asked.beta2)):
         if not 0 <= value < 1:
             raise InputError(f"--{name} must be in [0, 1), got {value:g}")
-    try:
-        torch.zeros(1, device=torch.device(asked.device)).item()
-    except (RuntimeError, AssertionError) as missing:
-        why = str(missing).splitlines()[0]
-        raise InputError(f"--device {asked.device} cannot be used: {why}") from None
+    check_device(asked.device)

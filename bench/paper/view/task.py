@@ -6,14 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from bench.paper.task import Task
 from bench.paper.view import blender, capture, llff, procedural
 from bench.paper.view.model import SIZES
 from bench.paper.view.problem import Views
 from bench.paper.view.views import SMALLEST, Scene
 from dfa_kernels.training import InputError
+from dfa_kernels.training.options import check_device
 
 _BACKGROUNDS = {"white": 1.0, "black": 0.0, "none": None}
 _STEPS = {"nerf": 200_000, "nerf-small": 2000}
@@ -78,11 +77,11 @@ class ViewSynthesis(Task):
                 raise InputError(
                     f"--{name} must be at least {lowest}, got {getattr(options, name)}"
                 )
-        device = _device(options.device)  # before anything that takes long
+        check_device(options.device)  # before anything that takes long
         return Views(
             options.model, self._scene(options), SIZES[options.model], steps=options.steps,
             rays=options.rays, frames=options.frames, distribution=options.distribution,
-            device=device,
+            device=options.device,
         )  # fmt: skip
 
     def _scene(self, options: argparse.Namespace) -> Scene:
@@ -129,14 +128,6 @@ def _bounds(options: argparse.Namespace) -> tuple[float | None, float | None]:
     if near is not None and far is not None and near >= far:
         raise InputError(f"--near {near:g} is not before --far {far:g}")
     return near, far
-
-
-def _device(name: str) -> str:
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as refused:
-        raise InputError(f"--device {name}: {str(refused).splitlines()[0]}") from None
-    return name
 
 
 TASK = ViewSynthesis()
