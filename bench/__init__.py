@@ -7,6 +7,7 @@
     step         step_report          a step beside eager backpropagation: contestants, and memory
                                       in a process of its own
     quality      paper/               how well DFA learns: two data sets; the paper's four tasks
+    grid                              which learning rates a method is tried with
     launch       launch_triton        the host's part of a call, and of a whole step, where nothing
     launch_cuda  launch_step          is launched
     instructions                      how many machine instructions a step takes the host

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench.paper.grid import Choice
+from bench.grid import Choice
 from dfa_kernels.training import InputError
 
 #: Marks a rate at the edge of its grid.

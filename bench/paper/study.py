@@ -18,9 +18,10 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.paper import grid, training
+from bench import grid
+from bench.grid import Choice
 from bench.paper import rows as results
-from bench.paper.grid import Choice
+from bench.paper import training
 from bench.paper.rows import Row, over_seeds
 from bench.paper.task import Problem, Run, Task
 from dfa_kernels import backends
@@ -39,8 +40,6 @@ class Study:
         self.variants = problem.variants()
         rates = options.lr or task.rates(options)
         self.choices = [Choice(rate, variant) for variant in self.variants for rate in rates]
-        # A grid that was asked for stays what it is, and a quick one is quick.
-        self.further = 0 if options.lr or options.quick else grid.MOST
         self.seeds = range(options.seed, options.seed + options.seeds)
         self.folder: Path = options.out / f"{problem.model}-{problem.data}"
         self.tried: dict[str, dict[Choice, float]] = {method: {} for method in self.methods}
@@ -87,21 +86,18 @@ class Study:
         if len(self.choices) == 1:
             self.best[method] = self.choices[0]
             return
-        for choice in self.choices:
-            self._try(method, choice, watch, stop)
-        for _ in range(self.further):
-            choice = grid.beyond(self.tried[method], self.best[method])
-            if choice is None:
-                break
-            watch.expect_one_more()
-            self._try(method, choice, watch, stop)
+        metric = self.problem.metrics[0]
 
-    def _try(self, method: str, choice: Choice, watch: _Display, stop: Callable[[], bool]) -> None:
-        metric, scores = self.problem.metrics[0], self.tried[method]
-        record = self._train(method, choice, self.seeds[0], watch, stop)
-        scores[choice] = record["selection"][metric.name]
-        if method not in self.best or metric.better(scores[choice], scores[self.best[method]]):
-            self.best[method] = choice
+        def score(choice: Choice) -> float:
+            if choice not in self.choices:
+                watch.expect_one_more()
+            record = self._train(method, choice, self.seeds[0], watch, stop)
+            return record["selection"][metric.name]
+
+        # A grid that was asked for stays what it is, and a quick one is quick.
+        goes_on = not (self.options.lr or self.options.quick)
+        found = grid.explored(self.choices, score, metric.better, goes_on)
+        self.best[method], self.tried[method] = found
 
     def _finished(self, method: str) -> Run:
         choice, seed = self.best[method], self.seeds[0]

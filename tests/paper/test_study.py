@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import dfa_kernels as dfa
+from bench.grid import Choice, beyond
 from bench.paper import rows, training
-from bench.paper.grid import Choice, beyond
 from bench.paper.study import Study
 from bench.paper.task import Metric, Problem, Run, Task
 from dfa_kernels.training import InputError

@@ -8,10 +8,10 @@ until a rate is no better than the one before.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-MOST = 6  # rates beyond those that all methods get
+_MOST = 6  # rates beyond those that all methods get
 
 
 class Choice(NamedTuple):
@@ -29,6 +29,36 @@ class Choice(NamedTuple):
         """The one with that label."""
         rate, _, variant = label.partition(" ")
         return cls(float(rate), variant)
+
+
+def explored(
+    choices: Iterable[Choice],
+    score: Callable[[Choice], float],
+    better: Callable[[float, float], bool],
+    goes_on: bool = True,
+) -> tuple[Choice, dict[Choice, float]]:
+    """The best of ``choices`` and of what lies beyond them, and the score of each that was tried.
+
+    Args:
+        better: whether its first score beats its second.
+        goes_on: else ``choices`` are all that is tried.
+    """
+    scores: dict[Choice, float] = {}
+    best: Choice | None = None
+
+    def attempt(choice: Choice) -> Choice:
+        scores[choice] = score(choice)
+        return choice if best is None or better(scores[choice], scores[best]) else best
+
+    for choice in choices:
+        best = attempt(choice)
+    assert best is not None
+    for _ in range(_MOST if goes_on else 0):
+        further = beyond(scores, best)
+        if further is None:
+            break
+        best = attempt(further)
+    return best, scores
 
 
 def beyond(scores: Mapping[Choice, float], best: Choice) -> Choice | None:
