@@ -11,6 +11,9 @@
 - Epilogues load and store parameters, states, `saved` and δ by vectors of 128 bits, of layers whose
   rows are whole vectors: at least as many as these tensors' tiles take. A low-precision copy is
   stored in 64 bits, since it follows the parameter's 128.
+- Where the sum over N is split, on gfx942 every warp waits for its own stores before the barrier
+  after which one of them tells the other programs that the part is there. NVIDIA's barrier and
+  release order them for all.
 
 Of the kernels of csrc/ the same is asked, by what their tiles say: one loop with the products of a
 step (mma, or fused multiply-adds for fp32) and with the copies of the next, all of 128 bits. A
@@ -60,6 +63,8 @@ def violations(kernel: str, C: dict[str, Any], code: Code, arch: str) -> list[st
         found += _copies(C, code, copies)
     if whole:
         found += _narrow(code, loads, stores)
+    if amd and kernel == "update" and C["split"]:
+        found += _handed_over(code)
     return found
 
 
@@ -102,6 +107,12 @@ def built_violations(kernel: str, compute: str, size: str, tile: Any, code: Code
 def _spilled(code: Code) -> Iterable[str]:
     if code.stack or code.spills:
         yield f"registers are spilled: {code.stack} bytes of stack, {code.spills} instructions"
+
+
+def _handed_over(code: Code) -> Iterable[str]:
+    all_, early = code.counts.get("hand-over", 0), code.counts.get("early hand-over", 0)
+    if early or not all_:
+        yield f"of {all_} hand-overs of a part {early} are while stores of it are under way"
 
 
 def _narrow(code: Code, loads: int, stores: int) -> Iterable[str]:

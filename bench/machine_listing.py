@@ -147,7 +147,26 @@ def _amd(text: str) -> _Read:
 
     spills = entry("vgpr_spill_count")  # scalar ones go to lanes of vector registers
     _, counts = counted(text, _AMD_INSTRUCTIONS, r"scratch_\w+")
+    early = hand_overs(text)
+    counts |= {"hand-over": len(early), "early hand-over": sum(early)} if early else {}
     return entry("vgpr_count"), entry("private_segment_fixed_size"), spills, counts, []
+
+
+def hand_overs(text: str) -> list[bool]:
+    """Of CDNA's assembly, for every atomic addition: whether a warp can reach the barrier before it
+    while its own stores are under way. Then the one that adds says that they are done too early: it
+    waits for its own alone."""
+    found, under_way, early = [], False, False
+    for line in map(str.strip, text.splitlines()):
+        if re.match(r"(global|buffer|flat)_store", line):
+            under_way = True
+        elif re.match(r"s_waitcnt .*\bvmcnt\(0\)", line):
+            under_way = False
+        elif line.startswith("s_barrier"):
+            early = under_way
+        elif line.startswith("global_atomic_add"):
+            found.append(early)
+    return found
 
 
 def _output(*command: str | Path) -> str:

@@ -24,7 +24,16 @@ from bench.machine_cases import (
     usual,
 )
 from bench.machine_gate import built_violations, violations
-from bench.machine_listing import INSTRUCTIONS, SPILL, Code, compiled, counted, loops, product_loops
+from bench.machine_listing import (
+    INSTRUCTIONS,
+    SPILL,
+    Code,
+    compiled,
+    counted,
+    hand_overs,
+    loops,
+    product_loops,
+)
 from bench.machine_listing import programs as held
 from bench.machine_report import newest_first
 from dfa_kernels.backends.cuda import extension
@@ -174,6 +183,37 @@ def test_the_machine_code_of_the_main_case():
     tight = compiled(launch._replace(options=launch.options | {"maxnreg": 96}), "90")
     assert tight.stack > 0
     assert tight.spills > 0
+
+
+HANDED_OVER = """
+	buffer_store_dword v3, v2, s[24:27], 0 offen
+	s_waitcnt vmcnt(0) lgkmcnt(0)
+	s_barrier
+	s_waitcnt vmcnt(0)
+	global_atomic_add v2, v2, v3, s[10:11] sc0
+"""
+
+
+def test_a_part_that_is_handed_over_too_early_is_seen():
+    assert hand_overs("") == []
+    assert hand_overs(HANDED_OVER) == [False]
+    early = HANDED_OVER.replace("vmcnt(0) lgkm", "lgkm")
+    assert hand_overs(HANDED_OVER + early + early.replace("buffer", "global")) == [
+        False, True, True,
+    ]  # fmt: skip
+
+
+def test_warps_of_amd_s_gpus_wait_for_their_stores_before_a_part_is_handed_over():
+    case = Case("update", ("split", "bf16", "adamw", "rademacher", "tanh", "aligned", "E=10"))
+    launch = case.launch(DEVICES["gfx942"])
+    constants = _constants(case, "gfx942")
+    code = compiled(launch, "gfx942")
+    assert code.counts["hand-over"] and violations("update", constants, code, "gfx942") == []
+    without = type(launch.constants)(**constants | {"awaits": ""})
+    code = compiled(launch._replace(constants=without), "gfx942")
+    (said,) = violations("update", constants, code, "gfx942")
+    assert said == "of 1 hand-overs of a part 1 are while stores of it are under way"
+    assert case.launch(DEVICES["90"]).constants.awaits.value == ""
 
 
 # csrc/ ------------------------------------------------------------------------------------------

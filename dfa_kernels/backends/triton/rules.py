@@ -36,6 +36,21 @@ class Device(NamedTuple):
         mma.sync has them in registers, where in `update` those of 64 rows spill."""
         return self.kind != "cuda" or 90 <= self.arch < 110
 
+    @property
+    def awaits(self) -> str:
+        """The instruction by which a warp waits for its own stores, with the move of a register
+        that inline assembly must have; "" where a barrier and a release order them for all warps of
+        a program. On AMD's GPUs the release of one warp waits for that warp's stores alone, and
+        writes back nothing that reaches the L2 cache later."""
+        if self.kind != "hip":
+            return ""
+        counted = "s_waitcnt vmcnt(0)"  # CDNA
+        if self.arch >= 120:
+            counted = "s_wait_storecnt 0x0"
+        elif self.arch >= 100:
+            counted = "s_waitcnt_vscnt null, 0x0"
+        return counted + "\n\tv_mov_b32 $0, $1"
+
 
 @functools.lru_cache
 def device_of(device: torch.device) -> Device:

@@ -164,6 +164,7 @@ def _launch(
         copy=DTYPES[copy or parameter],
         copied=copy is not None,
         split=parts > 1,
+        awaits=device.awaits if parts > 1 else "",
         bulk=device.bulk_copies,
         aligned="all" if all(whole) else "some" if any(whole) else "none",
         n=tiles.n,

@@ -56,6 +56,7 @@ class UpdateConstants(CompileTime):
     copy: Any  # and of its low-precision copy,
     copied: bool  # which some have: address 0 is none
     split: bool
+    awaits: str  # `rules.Device.awaits`, where that is split
     bulk: bool  # copies by TMA, where rows are aligned
     aligned: str  # "all" updates, "none", or "some", which say so themselves
     n: int
@@ -136,6 +137,8 @@ def _tile(
         inside = i[:, None] * C.k + tl.arange(0, C.k)[None, :]
         tl.store(partial + slot.to(tl.int64) * (C.d * C.k) + inside, weight)
         tl.store(partial_bias + slot * C.d + i, bias)
+        if C.awaits != "":
+            tl.inline_asm_elementwise(C.awaits, "=v,v", [i], tl.int32, is_pure=False, pack=1)
         tl.debug_barrier()  # every thread's part is written before one says so
         whole = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == splits - 1
         if whole:
