@@ -27,7 +27,7 @@ def main(root: Path = ROOT) -> int:
     text = readme.read_text()
     quality = json.loads((results / "quality.json").read_text())
     paper = _paper_rows(results / "paper")
-    sections = {"quality": _quality(quality), "paper": _paper(paper)}
+    sections = {"quality": _quality(quality["tasks"]), "paper": _paper(paper)}
     if (results / FILE).exists():
         found = result.read(results / FILE)
         sections |= {"claim": _claim(found, paper), "step": _throughput(found)}
@@ -178,21 +178,18 @@ def _ratio(rows: dict[str, Any], field: str) -> str:
     return f"{rows['dfa_kernels'][field] / rows['backpropagation'][field]:.2f}"
 
 
-def _quality(result: dict[str, Any]) -> list[str]:
+def _quality(tasks: dict[str, Any]) -> list[str]:
     methods = ("dfa", "bp", "shallow")
-    rows = [[_cell(task[m]) for m in methods] for task in result.values()]
-    tried, seeds = (
-        _listed(str(of(task["dfa"])) for task in result.values())
-        for of in (lambda found: len(found["grid"]), lambda found: found["seeds"])
+    rows = [[_accuracy(task[m]) for m in methods] for task in tasks.values()]
+    seeds = _listed(str(task["dfa"]["seeds"]) for task in tasks.values())
+    said = (
+        "By `python -m bench.quality`: test accuracy in percent, mean ± standard deviation over "
+        f"seeds ({seeds}), AdamW. Each method has its best rate of one grid, by the rows of the "
+        "training set that were held out for that with the first seed. Shallow trains the last "
+        "layer alone: what DFA must beat to have trained anything."
     )
-    return [
-        f"Test accuracy in percent, mean ± standard deviation over seeds ({seeds}), AdamW; each",
-        f"method at the best of the same rates ({tried} of them) on the test set with the first",
-        "seed; by `python -m bench.quality`. Shallow trains the last layer alone: what DFA",
-        "must beat to have trained anything.",
-        "",
-        *_table(["", *methods], list(result), rows),
-    ]
+    head = ["", *methods]
+    return [*textwrap.wrap(said, 98, break_on_hyphens=False), "", *_table(head, list(tasks), rows)]
 
 
 #: Of every task, what stands in the README.
@@ -312,7 +309,7 @@ def _step_of(methods: dict[str, paper_rows.Row]) -> str:
     return f"*{middle:.2f}*" if low <= 1 <= high else f"{middle:.2f}"
 
 
-def _cell(entry: dict[str, Any]) -> str:
+def _accuracy(entry: dict[str, Any]) -> str:
     return f"{entry['mean']:.1f} ± {entry['std']:.1f} (lr {entry['lr']:g})"
 
 

@@ -161,7 +161,7 @@ def test_the_table_of_steps_is_the_committed_result():
 
 
 def test_the_table_of_quality_is_the_committed_result():
-    result = json.loads((ROOT / "bench/results/quality.json").read_text())
+    result = json.loads((ROOT / "bench/results/quality.json").read_text())["tasks"]
     head, _, *body = rows(section("quality"))
     assert head[1:] == ["dfa", "bp", "shallow"]
     for task, *cells in body:
@@ -169,6 +169,8 @@ def test_the_table_of_quality_is_the_committed_result():
             entry = result[task][method]
             wanted = f"{entry['mean']:.1f} ± {entry['std']:.1f} (lr {entry['lr']:g})"
             assert cell == wanted, (task, method)
+            rates = sorted(map(float, entry["grid"]))
+            assert rates[0] < entry["lr"] < rates[-1], (task, method)  # no better one beyond
 
 
 def score(row):

@@ -7,6 +7,8 @@ import pytest
 
 from bench.gpu import rows, steps
 from bench.gpu.parts import PARTS
+from bench.paper import rows as paper_rows
+from bench.paper import verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"
@@ -73,3 +75,17 @@ def test_the_targets_are_those_of_the_code():
     assert f"against Triton's | ≥ {steps.FIELD_CUDA_TARGET:g} ×" in MISSING
     assert f"≥ {steps.SMALL_GRAPH_TARGET:g} ×" in MISSING
     assert f"≥ {steps.REFERENCE_TARGET:g} ×" in MISSING
+
+
+def test_the_claim_of_the_recommenders_is_what_their_rows_say():
+    made = paper_rows.read(RESULTS / "paper/recommender.json")
+    errors = []
+    for group, methods in verdict.grouped(made).items():
+        if group[-1] == "AUC" and "frozen" in methods:
+            below = {"dfa": methods["dfa"], "shallow": methods["frozen"]}
+            errors.append(verdict.of("dfa", below).errors)
+    above, within = sum(e > 2 for e in errors), sum(abs(e) <= 2 for e in errors)
+    assert (
+        "DFA's AUC is above the frozen tower's by more than two standard errors in "
+        f"{above} of {len(errors)} cases, within two in {within}"
+    ) in MEASURED
