@@ -37,6 +37,7 @@ from bench.machine_listing import (
 from bench.machine_listing import programs as held
 from bench.machine_report import newest_first
 from dfa_kernels.backends.cuda import extension
+from dfa_kernels.backends.triton import rules
 
 RESULTS = Path(machine_code.__file__).parent / "results"
 
@@ -214,6 +215,17 @@ def test_warps_of_amd_s_gpus_wait_for_their_stores_before_a_part_is_handed_over(
     (said,) = violations("update", constants, code, "gfx942")
     assert said == "of 1 hand-overs of a part 1 are while stores of it are under way"
     assert case.launch(DEVICES["90"]).constants.awaits.value == ""
+
+
+@pytest.mark.parametrize(
+    ("arch", "counter"),
+    [(90, "vmcnt(0)"), (95, "vmcnt(0)"), (110, "vscnt null, 0x0"), (120, "storecnt 0x0")],
+)
+def test_each_kind_of_amd_s_gpus_counts_stores_in_its_own_way(arch, counter):
+    """gfx90a and gfx950; gfx1100; gfx1201. Their assemblers take no other one's."""
+    first, *_ = rules.Device("hip", arch, 100).awaits.splitlines()
+    assert first.startswith("s_wait") and first.endswith(counter)
+    assert rules.Device("cuda", arch, 100).awaits == rules.Device("cpu", 0, 8).awaits == ""
 
 
 # csrc/ ------------------------------------------------------------------------------------------
