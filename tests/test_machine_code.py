@@ -404,7 +404,7 @@ def test_without_the_extension_the_others_are_looked_at(monkeypatch, capsys):
 
 def test_the_committed_table_is_of_today_s_cases():
     """The newest Triton's: at least the usual cases, on every architecture; all of them pass. So
-    does whatever an older one compiled, but that 3.6.0 moves two registers to memory in one case
+    does whatever an older one compiled, but that 3.6.0 moves four registers to memory in one case
     on gfx942."""
     kept = json.loads((RESULTS / "machine_code.json").read_text())
     triton = newest_first(kept, "Triton")
@@ -414,7 +414,7 @@ def test_the_committed_table_is_of_today_s_cases():
     assert wanted <= {(r["kernel"], r["case"], r["arch"]) for r in rows} <= known
     broken = [(v, r) for v in triton for r in kept[v]["rows"] if r["violations"]]
     known = [(v, r["arch"], r["kernel"], r["code"]["spills"]) for v, r in broken]
-    assert known in ([], [("Triton 3.6.0", "gfx942", "update", 2)])
+    assert known in ([], [("Triton 3.6.0", "gfx942", "update", 4)])
     table = (RESULTS / "machine_code.md").read_text()
     assert all(version in table for version in kept)
 
