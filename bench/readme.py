@@ -237,9 +237,9 @@ def _paper(made: list[paper_rows.Row]) -> list[str]:
         "each method at its best rate, chosen on the validation split with the first seed from the "
         "same grid, which goes on while its first or last rate is the best "
         f"({paper_rows.EDGE}: it ends there, and beyond it there may be a better). "
-        "Share: of the way from shallow to backpropagation. Above shallow: in standard errors of "
-        "the difference, in italics up to two. Step ÷ bp: of eager backpropagation's time, as "
-        "above. Controls are DFA too: "
+        "Share: of the way from shallow to backpropagation, where that is more than two standard "
+        "errors. Above shallow: in standard errors of the difference, in italics up to two. "
+        "Step ÷ bp: of eager backpropagation's time, as above. Controls are DFA too: "
         + "; ".join(f"{name}, {what}" for name, what in CONTROLS.items())
         + ". "
         + _of_graphs(made)
@@ -299,7 +299,8 @@ def _above(methods: dict[str, paper_rows.Row]) -> str:
     errors = verdict.of("dfa", methods).errors
     if errors is None:
         return "one seed"
-    return f"*{errors:+.1f}*" if abs(errors) <= 2 else f"{errors:+.1f}"
+    said = f"{errors:+.1f}".replace("-", "−")
+    return f"*{said}*" if abs(errors) <= 2 else said
 
 
 def _step_of(methods: dict[str, paper_rows.Row]) -> str:

@@ -52,7 +52,16 @@ def test_sentences(dfa, std, said):
 
 def test_one_seed_says_nothing_and_no_gap_has_no_share():
     assert judged(80.0, 78.0, 70.0, seeds=1).errors is None
-    assert judged(70.0, 78.0, 70.0).share is None
+    assert judged(80.0, 78.0, 70.0, seeds=1).share == pytest.approx(0.8)
+    assert judged(70.0, 78.0, 70.0, seeds=1).share is None
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_gap_that_may_be_chance_has_no_share(sign):
+    """A standard error of the difference is √½."""
+    for gap, wanted in ((1.5, 8 / 1.5), (1.4, None), (0.0, None), (-5.0, None)):
+        found = judged(sign * gap, sign * 8.0, 0.0, higher_is_better=sign > 0)
+        assert found.share == (None if wanted is None else pytest.approx(wanted))
     assert verdict.of("dfa", {"dfa": row("dfa", 1.0)}) == (None, None, None)
 
 
