@@ -61,14 +61,18 @@ def explored(
     return best, scores
 
 
+def is_outermost(choice: Choice, tried: Iterable[Choice]) -> bool:
+    """Whether its rate is the first or the last of several that its variant was tried with."""
+    rates = {other.rate for other in tried if other.variant == choice.variant}
+    return len(rates) > 1 and choice.rate in (min(rates), max(rates))
+
+
 def beyond(scores: Mapping[Choice, float], best: Choice) -> Choice | None:
     """The choice on ``best``'s outer side; None where it has neighbours on both, no others at all,
     or NaN for a score, as when every run diverged."""
-    if math.isnan(scores[best]):
+    if math.isnan(scores[best]) or not is_outermost(best, scores):
         return None
     rates = sorted(choice.rate for choice in scores if choice.variant == best.variant)
-    if len(rates) < 2 or best.rate not in (rates[0], rates[-1]):
-        return None
     if best.rate == rates[0]:
         rates.reverse()
     return Choice(_next(rates), best.variant)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench.grid import Choice
+from bench.grid import Choice, is_outermost
 from dfa_kernels.training import InputError
 
 #: Marks a rate at the edge of its grid.
@@ -56,9 +56,10 @@ class Row:
     @property
     def at_the_edge(self) -> bool:
         """Whether its rate is the first or the last of the grid: a wider one may have a better."""
-        choices = map(Choice.of, self.grid)
-        rates = sorted(choice.rate for choice in choices if choice.variant == self.variant)
-        return len(rates) > 1 and self.lr in (rates[0], rates[-1])
+        if self.lr is None:
+            return False
+        own = Choice.of(Choice(self.lr, self.variant).label)  # of as many digits as the grid's
+        return is_outermost(own, map(Choice.of, self.grid))
 
     @property
     def score(self) -> str:

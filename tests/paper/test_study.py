@@ -179,6 +179,13 @@ def test_a_grid_that_was_asked_for_stays_what_it_is(tmp_path, brief, asked):
     assert row.lr == 1e-2 and row.at_the_edge == (len(rates) > 1)
 
 
+@pytest.mark.parametrize("rate", [1e-2, 0.0123456789])
+def test_a_rate_of_many_digits_is_known_to_be_at_the_edge(tmp_path, brief, rate):
+    asked = options(tmp_path, method=["dfa"], lr=[rate, 1e-9])
+    (row,) = Study(Toy(), FourNumbers(), asked).run()
+    assert row.lr == rate and row.at_the_edge
+
+
 def test_where_every_run_diverges_the_grid_ends(tmp_path, brief):
     asked = options(tmp_path, quick=False, method=["dfa"], seeds=1)
     (row,) = Study(Ladder(), Wanting(math.nan), asked).run()
