@@ -84,12 +84,20 @@ def test_a_point_that_was_wrapped_or_taken_away_and_is_not_reached(fused):
         model = Skips()
         model.other = dfa.fuse(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Tanh()))
         net = dfa.DFA(dfa.fuse(model) if fused else model)
-        other = net.module.other
+        other, x = net.module.other, torch.ones(2, 5)
+        wanted = _gradients(net, x)
         if change == "wrapped":
             other[2] = Wrapped(other[2])
         else:
             del other[2]
-        net(torch.ones(2, 5)).sum().backward()
+        assert all(map(torch.equal, _gradients(net, x), wanted))
+
+
+def _gradients(net, x):
+    """Of the model's body."""
+    net.zero_grad()
+    net(x).sum().backward()
+    return [p.grad.clone() for p in net.module.body.parameters()]
 
 
 @pytest.mark.parametrize(
