@@ -9,10 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from dfa_kernels.backends.triton.rules import Tiles
-
-#: A tile of many sums may have all registers, where tiles have a limit.
-_CROWDED = {"registers": 255} if "registers" in Tiles._fields else {}
+from dfa_kernels.backends.triton.rules import ALL_REGISTERS, Tiles
 
 
 def update(default: Tiles, half: bool) -> Iterator[Tiles]:
@@ -41,7 +38,7 @@ def _within(default: Tiles, tried: Iterator[tuple[int, int, int, int, int]]) -> 
         tiles = default._replace(n=n, k=k, warps=warps, stages=stages)
         each = sums // (32 * warps)
         if each > 64:
-            tiles = Tiles(**{**tiles._asdict(), **_CROWDED})
+            tiles = tiles._replace(registers=ALL_REGISTERS)
         if tiles not in seen and (each <= 128 or tiles == default):
             seen.add(tiles)
             yield tiles

@@ -90,7 +90,7 @@ class Tiles(NamedTuple):
 _SIGNS = 128
 
 #: Registers of a thread: as many as there can be, or what lets two programs of 8 warps fit.
-_ALL, _TWO = 255, 128
+ALL_REGISTERS, _TWO = 255, 128
 
 
 def project_tiles(
@@ -113,8 +113,8 @@ def project_tiles(
     if half:  # 64 rows are the fewest of a wgmma, whose operands and addresses fit beside 128
         other = mixed or (not whole and device.arch >= 100)
         most = 64 if other and depth > 16 and device.arch // 10 != 9 else 128
-        return Tiles(most if large else 64, _SIGNS, depth, 8, 3, _ALL)
-    return Tiles(64 if large else 32, _SIGNS, depth, 8, 2, _ALL)
+        return Tiles(most if large else 64, _SIGNS, depth, 8, 3, ALL_REGISTERS)
+    return Tiles(64 if large else 32, _SIGNS, depth, 8, 2, ALL_REGISTERS)
 
 
 def update_tiles(
@@ -130,18 +130,17 @@ def update_tiles(
     tiles = sum(-(-d // _SIGNS) * -(-k // 128) for d, k in sizes)
     columns = 128 if tiles >= device.multiprocessors else 64
     if fly:  # rows that are not whole vectors take an address for every element
-        return Tiles(
-            (64 if whole and device.shared_operands else 32) if half else 16, _SIGNS, 64, 8, 2, _ALL
-        )
+        deepest = 64 if whole and device.shared_operands else 32
+        return Tiles(deepest if half else 16, _SIGNS, 64, 8, 2, ALL_REGISTERS)
     if half:
         if device.shared_operands:
             # A launch with other rows too has a second loop for them, and its addresses.
-            return Tiles(64, _SIGNS, columns, 8, 3, _TWO if whole else _ALL)
-        return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
+            return Tiles(64, _SIGNS, columns, 8, 3, _TWO if whole else ALL_REGISTERS)
+        return Tiles(32, _SIGNS, columns, 8, 3, ALL_REGISTERS)
     if tf32:
-        return Tiles(32, _SIGNS, columns, 8, 3, _ALL)
+        return Tiles(32, _SIGNS, columns, 8, 3, ALL_REGISTERS)
     # Two programs fit, but where addresses of other rows come beside those of TMA.
-    return Tiles(16, _SIGNS, 64, 8, 2, _TWO if whole or device.arch >= 120 else _ALL)
+    return Tiles(16, _SIGNS, 64, 8, 2, _TWO if whole or device.arch >= 120 else ALL_REGISTERS)
 
 
 def splits(device: Device, tiles: int, blocks: int) -> int:
