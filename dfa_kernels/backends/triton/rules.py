@@ -26,15 +26,16 @@ class Device(NamedTuple):
 
     @property
     def bulk_copies(self) -> bool:
-        """Whether tiles come by TMA, which the interpreter knows too. mma.sync (sm_120) has them in
-        registers at once, and asynchronous copies of 128 bits keep up with it."""
-        return self.kind == "cpu" or (self.kind == "cuda" and self.shared_operands)
+        """Whether tiles come by TMA, which the interpreter knows too. Where products have them in
+        registers at once, asynchronous copies of 128 bits keep up with it."""
+        return self.shared_operands
 
     @property
     def shared_operands(self) -> bool:
         """Whether 16-bit products read their operands from shared memory, as wgmma and tcgen05 do.
-        mma.sync has them in registers, where in `update` those of 64 rows spill."""
-        return self.kind != "cuda" or 90 <= self.arch < 110
+        mma.sync and AMD's MFMA have them in registers, where in `update` those of 64 rows spill, or
+        leave none for a second program. The interpreter goes the former's way."""
+        return self.kind == "cpu" or (self.kind == "cuda" and 90 <= self.arch < 110)
 
     @property
     def awaits(self) -> str:
