@@ -93,33 +93,29 @@ def test_a_bias_without_a_copy_beside_a_weight_with_one(delta, again):
         loop.step(step)
     assert len(again) == 3
     (planned,) = loop.run._planned.values()
-    ((launch, _),) = planned.ready
+    (((launch, _),),) = planned.ready.values()
     starts = range(HEADER, HEADER + 3 * UPDATE, UPDATE)
     copies = [(launch.table[i + 5], launch.table[i + 10]) for i in starts]
     assert copies == [(u.weight.copy.data_ptr(), 0) for u in loop.ours]
 
 
-def test_stored_delta_that_lies_elsewhere_is_planned_anew(delta, again, monkeypatch):
+@pytest.mark.parametrize("places", [1, 2, 3])
+def test_stored_delta_is_planned_once_for_every_place(places, delta, again, monkeypatch):
+    """An allocator may give two blocks in turns."""
     delta("stored")
-    loop, held, same = Loop("sgd"), [], []
-    made = torch.Tensor.new_empty
+    monkeypatch.setattr(RepeatedStep, "LIMIT", 2)
+    loop, blocks, made = Loop("sgd"), [], torch.Tensor.new_empty
 
-    def elsewhere(self, *given, **kwargs):
-        held.append(made(self, *given, **kwargs))
-        return held[-1]
-
-    def where_it_was(self, *given, **kwargs):
+    def in_turns(self, *given, **kwargs):
         if kwargs.get("dtype") is not torch.uint8:
             return made(self, *given, **kwargs)
-        if not same:
-            same.append(made(self, *given, **kwargs))
-        return same[0]
+        blocks.append(blocks[-places] if len(blocks) >= places else made(self, *given, **kwargs))
+        return blocks[-1]
 
-    for allocate, expected in ((elsewhere, 0), (where_it_was, 2)):
-        monkeypatch.setattr(torch.Tensor, "new_empty", allocate)
-        for step in range(3):
-            loop.step(step)
-        assert len(again) == expected
+    monkeypatch.setattr(torch.Tensor, "new_empty", in_turns)
+    for step in range(7):
+        loop.step(step)
+    assert len(again) == {1: 6, 2: 5, 3: 0}[places]
 
 
 @pytest.mark.parametrize(("width", "bytes_"), [(3, 4 * 9 * (8 + 8 + 4)), (4, 4 * 9 * (8 + 8))])

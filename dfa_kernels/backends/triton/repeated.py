@@ -32,11 +32,11 @@ Row = tuple[float, ...]
 
 
 class Planned(NamedTuple):
-    """The launches of a step, and the bytes for the δ that they store: how many, and where."""
+    """A step's launches by the address of the memory for the δ that they store, whose bytes are
+    ``size``; by 0 where they store none."""
 
-    ready: list[Ready]
     size: int
-    address: int
+    ready: OrderedDict[int, list[Ready]]
 
 
 class Arena:
@@ -73,7 +73,8 @@ class Arena:
 class RepeatedStep:
     """`Kernels.step_` of updates of one segment each, planned once for every set of addresses."""
 
-    #: Of which so many are kept: a loop has one or two, and a last batch another.
+    #: Of which so many are kept, and so many addresses of δ for each: a loop has one or two, and a
+    #: last batch another.
     LIMIT = 8
 
     def __init__(
@@ -100,21 +101,23 @@ class RepeatedStep:
         if planned is not None:
             if planned.size:
                 buffer = error.new_empty(planned.size, dtype=torch.uint8)
-            if buffer is None or buffer.data_ptr() == planned.address:
+            ready = planned.ready.get(_address(buffer))
+            if ready is not None:
                 hyper = tuple(chain.from_iterable(dict.fromkeys(made)))
-                self._kernels.launcher.again(planned.ready, hyper, device)
+                self._kernels.launcher.again(ready, hyper, device)
                 return
         arena = Arena(self._stored(error, saved), buffer)
         whole = self._known.whole(error, inputs, saved, rows)
         ready = self._kernels.planned(self._feedback, self._rule, whole, arena)
         if ready is None or not arena.holds_all or not self._stays((error, *inputs, *saved)):
             return
-        size, address = 0, 0
-        if arena.buffer is not None:
-            size, address = len(arena.buffer), arena.buffer.data_ptr()
-        self._planned[key] = Planned(ready, size, address)
-        if len(self._planned) > self.LIMIT:
-            self._planned.popitem(last=False)
+        if planned is None:
+            size = 0 if arena.buffer is None else len(arena.buffer)
+            planned = self._planned[key] = Planned(size, OrderedDict())
+        planned.ready[_address(arena.buffer)] = ready
+        for kept in (self._planned, planned.ready):
+            if len(kept) > self.LIMIT:
+                kept.popitem(last=False)
 
     def _key(
         self,
@@ -154,3 +157,7 @@ class RepeatedStep:
         if self._feedback.values is not None or len({t.dtype for t in given}) > 1:
             return False
         return all(as_rows(t) is t for t in given)
+
+
+def _address(buffer: Tensor | None) -> int:
+    return 0 if buffer is None else buffer.data_ptr()
