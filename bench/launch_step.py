@@ -6,7 +6,8 @@ backend with launchers that start nothing (tests/emulated/nothing.cpp).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -17,7 +18,7 @@ from bench.launch import Run, shown, timed
 from bench.launch_cuda import FLAGS, NOTHING
 from dfa_kernels import backends
 from dfa_kernels.backends.cuda import CUDA, rules
-from dfa_kernels.throughput import contestants
+from dfa_kernels.throughput import by_hand, contestants
 from dfa_kernels.throughput.contestants import Built, Setting
 from dfa_kernels.throughput.networks import MLP, NeRF, Task
 from tests import emulator
@@ -36,6 +37,8 @@ Microseconds of the calling thread, median (quartiles), of zero_grad, forward pa
 pass and AdamW, layers and batch being 8: next to nothing is the products' time. Ours runs the CUDA
 backend, csrc/binding.cpp compiled by g++ -O3 with launchers that start nothing. Kernels: the calls
 of operators that compute something, each of which takes the host some microseconds more on a GPU.
+No update: forward pass without a graph, loss and its gradient at the output, written out where a
+network is an MLP; what is left of a step whose backward pass and optimizer take no time at all.
 No GPU: neither the driver's launches nor a device's time are in these."""
 TITLES = ("network", "precision", "step", "kernels", "µs", "of ours")
 
@@ -66,6 +69,7 @@ CONTESTANTS = {
     "ours": Contestant(contestants.ours, 1),
     "eager backpropagation": Contestant(contestants.eager, 0),
     "torch.compile'd backpropagation": Contestant(contestants.compiled, None),
+    "no update": Contestant(by_hand.without_update, 0),
 }
 
 
@@ -87,8 +91,8 @@ def _measure(repeats: int) -> list[tuple[str, ...]]:
     for network, task in TASKS.items():
         for precision in PRECISIONS:
             setting = Setting(torch.device("cpu"), precision, "adamw")
-            steps = {who: c.make(task, setting).run for who, c in CONTESTANTS.items()}
-            kernels = [_kernels(steps[who], c.own) for who, c in CONTESTANTS.items()]
+            steps = dict(_built(task, setting))
+            kernels = [_kernels(step, CONTESTANTS[who].own) for who, step in steps.items()]
             times = timed([Run(who, "", {}, step) for who, step in steps.items()], repeats)
             made += [
                 (
@@ -102,6 +106,13 @@ def _measure(repeats: int) -> list[tuple[str, ...]]:
                 for who, count, took in zip(steps, kernels, times, strict=True)
             ]
     return made
+
+
+def _built(task: Task, setting: Setting) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The step of each contestant that is there for the task."""
+    for who, contestant in CONTESTANTS.items():
+        with contextlib.suppress(NotImplementedError):
+            yield who, contestant.make(task, setting).run
 
 
 class Counting(TorchDispatchMode):

@@ -108,3 +108,18 @@ def backpropagation(task: Task, setting: Setting) -> Built:
         return loss
 
     return Built(step, nothing)
+
+
+def without_update(task: Task, setting: Setting) -> Built:
+    """No step, but what each has: the products of the forward pass, the loss, and by autograd its
+    gradient at the output."""
+    model = _Weights(task, setting)
+    (x,), y = task.data(setting.device, setting.dtype)
+
+    def step() -> Tensor:
+        output = model.forward(x)[-1].requires_grad_()
+        loss = task.loss(output, y)
+        loss.backward()
+        return loss
+
+    return Built(step, nothing)
