@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch
@@ -22,11 +22,9 @@ from dfa_kernels.capturable import DeviceRows, as_torch_steps, capturing
 from dfa_kernels.in_backward import UpdatesInBackward
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
-from dfa_kernels.pending import Hidden, Ledger, PendingGradient
+from dfa_kernels.pending import Hidden, Ledger, PendingGradient, hooked
 from dfa_kernels.repeat import Repeat, kind, repeatable
 from dfa_kernels.terms import Term, expressible, materialize
-
-_hooks_of, _later_hooks_of = map(attrgetter, ("_backward_hooks", "_post_accumulate_grad_hooks"))
 
 
 class FusedUpdate(UpdatesInBackward):
@@ -376,8 +374,7 @@ class FusedUpdate(UpdatesInBackward):
         for p in parameters:
             if id(p) not in groups:
                 return False
-        hooked = any(map(_hooks_of, parameters)) or any(map(_later_hooks_of, parameters))
-        return not hooked and bool(parameters)
+        return bool(parameters) and not hooked(parameters)
 
     def open_ledger(self) -> Ledger:
         """Where the node of an eager forward pass leaves its record.

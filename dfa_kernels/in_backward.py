@@ -13,6 +13,7 @@ from dfa_kernels import ops
 from dfa_kernels.autograd import Plan
 from dfa_kernels.backends.contract import RULES
 from dfa_kernels.master import Masters
+from dfa_kernels.pending import check_unhooked
 
 
 class _Slot(NamedTuple):
@@ -164,7 +165,7 @@ class UpdatesInBackward(torch.optim.Optimizer):
         """The rule's table for a backward pass that steps these parameters now.
 
         Raises:
-            RuntimeError: a second backward since the last `step`.
+            RuntimeError: a second backward since the last `step`; a parameter with a hook.
         """
         if self._turn.applied:
             raise RuntimeError(
@@ -173,6 +174,7 @@ class UpdatesInBackward(torch.optim.Optimizer):
             )
         chosen = [self._slots[i] for i in slots]
         parameters = [slot.parameter for slot in chosen]
+        check_unhooked(parameters)
         made = self._hypers(parameters, [slot.group for slot in chosen])
         self._write_rows(parameters)
         self._turn.applied = parameters

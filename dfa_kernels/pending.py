@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -212,6 +213,30 @@ class Hidden:
             p.grad = gradient
 
 
+_hooks_of, _later_hooks_of = map(attrgetter, ("_backward_hooks", "_post_accumulate_grad_hooks"))
+
+
+def hooked(parameters: Sequence[Tensor]) -> bool:
+    """Whether anybody waits for the gradient of one of them."""
+    return any(map(_hooks_of, parameters)) or any(map(_later_hooks_of, parameters))
+
+
+def check_unhooked(parameters: Sequence[Tensor]) -> None:
+    """An eager forward pass makes gradients where somebody waits for them; what comes after it, and
+    a compiled one, cannot.
+
+    Raises:
+        RuntimeError: somebody waits.
+    """
+    if hooked(parameters):
+        shape = next(tuple(p.shape) for p in parameters if hooked([p]))
+        raise RuntimeError(
+            f"a parameter of shape {shape} has a hook, but a fused update makes no gradient for it "
+            "to see: register hooks before an uncompiled forward pass, which makes it then, or use "
+            "torch.optim"
+        )
+
+
 class Ledger:
     """What backward passes left since `zero_grad`.
 
@@ -234,7 +259,12 @@ class Ledger:
 
     def add(self, record: Record) -> None:
         """Leave a record. A parameter whose `.grad` is none, or somebody else's, counts records
-        from here on; `.grad` then says that it is pending."""
+        from here on; `.grad` then says that it is pending.
+
+        Raises:
+            RuntimeError: a parameter has got a hook since the forward pass.
+        """
+        check_unhooked(record.parameters)
         # Cleared by somebody else's zero_grad.
         if all(held.dropped(i) for i, held in enumerate(self.records)):
             self.records.clear()

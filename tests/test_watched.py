@@ -7,6 +7,7 @@ from test_optim import batches, network, train
 from torch import nn
 
 import dfa_kernels as dfa
+from dfa_kernels.in_backward import UPDATES_COMPILE
 
 BOTH = [dfa.optim.SGD, dfa.optim.AdamW]
 UPDATES = ["step", "backward"]
@@ -171,3 +172,40 @@ def test_a_hook_that_comes_and_goes(update):
             optimizer.zero_grad()
     for ours, wanted in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("hook", [_halved, _clipped])
+@pytest.mark.parametrize("made", NETWORKS)
+def test_a_hook_that_comes_after_the_forward_pass(made, hook, update):
+    net = made()
+    optimizer = dfa.optim.AdamW(net, update=update)
+    ((x, y),) = batches(1)
+    loss = F.cross_entropy(net(x), y)
+    before = [p.detach().clone() for p in net.parameters()]
+    hook(net.module[0].weight)
+    with pytest.raises(RuntimeError, match=r"a parameter of shape \(\d+, 13\) has a hook"):
+        loss.backward()
+    optimizer.zero_grad()
+    assert all(map(torch.equal, net.parameters(), before))
+    F.cross_entropy(net(x), y).backward()
+    assert net.module[0].weight.grad is not None
+
+
+@pytest.mark.skipif(not UPDATES_COMPILE, reason="a compiled update needs torch 2.12")
+@pytest.mark.parametrize("hook", [_halved, _clipped])
+def test_a_compiled_backward_pass_refuses_a_hook(hook):
+    """A compiled forward pass cannot see it."""
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1, update="backward")
+    run = torch.compile(net, backend="aot_eager", fullgraph=True)
+    ((x, y),) = batches(1)
+    F.cross_entropy(run(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    hook(net.module[0].weight)
+    loss = F.cross_entropy(run(x), y)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(RuntimeError, match="has a hook"):
+        loss.backward()
+    assert all(map(torch.equal, net.parameters(), before))
