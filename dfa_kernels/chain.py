@@ -8,7 +8,6 @@ parameters, an input that is not a plain matrix) takes the general way.
 
 from __future__ import annotations
 
-from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +46,6 @@ class Chain:
         self._own = [m.__dict__ for m in (model, *self._children)]
         self._parameters = [layer._parameters for _, layer in layers]
         self._shapes = [(layer.out_features, layer.in_features) for _, layer in layers]
-        self._known: list[Any] = []  # parameters of these shapes
         _, head = layers[-1]
         plans = []
         for i, (name, layer) in enumerate(layers):
@@ -88,11 +86,8 @@ class Chain:
             if not (weight.requires_grad and bias.requires_grad):
                 return None
             parameters += (weight, bias)
-        if len(self._known) != len(parameters) or not all(map(is_, parameters, self._known)):
-            shapes = [weight.shape for weight in parameters[0::2]]
-            if shapes != self._shapes:
-                return None
-            self._known = parameters
+        if [weight.shape for weight in parameters[0::2]] != self._shapes:
+            return None
         first = parameters[0]
         if first.device != x.device or first.shape[1] != x.shape[1]:
             return None

@@ -164,6 +164,33 @@ def test_bad_input_is_refused_as_elsewhere(x, error, match):
     optimizer.step()
 
 
+def _prune(net, to):
+    """Fewer features between the first layer and the second, in the same parameters."""
+    first, second, _ = net.module
+    first.weight.data, first.bias.data = first.weight.data[:to], first.bias.data[:to]
+    second.weight.data = second.weight.data[:, :to].contiguous()
+
+
+def test_parameters_of_other_shapes_take_the_scale_of_theirs(taken):
+    """D_max is another: ``p.data = …`` in the same parameters, as pruning does it."""
+    net, other = network(), network()
+    optimizers = [dfa.optim.SGD(net, lr=0.1), torch.optim.SGD(other.parameters(), lr=0.1)]
+    train(net, optimizers[0])
+    train(other, optimizers[1])
+    for each in (net, other):
+        _prune(each, 29)
+    with pytest.raises(
+        ValueError, match=r"Linear\(31, 17\) was given an input of shape \(11, 29\)"
+    ):
+        train(net, optimizers[0])
+    for each in (net, other):
+        each.module[0].out_features = each.module[1].in_features = 29
+    ours, wanted = (train(*pair) for pair in zip((net, other), optimizers, strict=True))
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert not any(taken[-3:])
+
+
 def test_a_head_that_no_longer_is_one_is_named():
     net = network(points=["0", "1"])
     net.module.append(dfa.Linear(5, 5).double())
