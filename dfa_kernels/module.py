@@ -20,19 +20,16 @@ from torch import Tensor, nn
 
 from dfa_kernels.chain import Chain
 from dfa_kernels.feedback import MATRIX, Feedback
+from dfa_kernels.hooks import Hooked, Owner, closes, hangs, reached
 from dfa_kernels.linear import Linear, Passed, is_chain
 from dfa_kernels.names import resolve, resolve_one
 from dfa_kernels.planned import Planned
 from dfa_kernels.recording import Recording, active
-from dfa_kernels.replay import Replay
 
 if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
 
 METHODS = ("dfa", "bp", "shallow")
-
-#: A module, and the key and the function of a hook of it.
-_Hooked = tuple[nn.Module, int, Callable[..., Any]]
 
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.RReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
@@ -119,15 +116,15 @@ class DFA(nn.Module):
         self._chain: Any = self._as_chain()
         self.planned: Planned | None = None  # of the last forward pass with a fused optimizer
         # Hooks, each with its module and its key there.
-        self._owner = _Owner()
+        self._owner = Owner()
         self._owner.of = weakref.ref(self)
-        self._closing: _Hooked | None = None
-        self._cuts: dict[str, _Hooked] = {}
+        self._closing: Hooked | None = None
+        self._cuts: dict[str, Hooked] = {}
         for name in self.point_names:
             if not isinstance(names[name], Linear):
                 self._cut_last(name, names[name])
         if error_name is not None:
-            self._closing = self._hook(names[error_name], partial(_closes, self._owner))
+            self._closing = self._hook(names[error_name], partial(closes, self._owner))
         self.register_load_state_dict_pre_hook(_check_feedback)
 
     # Properties -----------------------------------------------------------------------------
@@ -234,13 +231,13 @@ class DFA(nn.Module):
         """Cut a point's output after every other forward hook: FSDP2's looks there for the graph
         whose backward pass needs the weights again, and a user's may replace the output."""
         known = self._cuts.get(name)
-        if known is None or not _hangs(known):
-            self._cuts[name] = self._hook(module, partial(_reached, self._owner, name))
+        if known is None or not hangs(known):
+            self._cuts[name] = self._hook(module, partial(reached, self._owner, name))
         elif next(reversed(module._forward_hooks)) != known[1]:
             hooks = module._forward_hooks
             hooks[known[1]] = hooks.pop(known[1])
 
-    def _hook(self, module: nn.Module, hook: Callable[..., Any]) -> _Hooked:
+    def _hook(self, module: nn.Module, hook: Callable[..., Any]) -> Hooked:
         """Lives as long as this module does, which other wrappers of the model may outlive."""
         handle = module.register_forward_hook(hook)
         weakref.finalize(self, handle.remove).atexit = False
@@ -252,7 +249,7 @@ class DFA(nn.Module):
                 self._cut_last(name, layer)
         for name, (module, _, _) in self._cuts.items():
             self._cut_last(name, module)
-        if self._closing is not None and not _hangs(self._closing):
+        if self._closing is not None and not hangs(self._closing):
             module, _, hook = self._closing
             self._closing = self._hook(module, hook)
 
@@ -306,41 +303,6 @@ class DFA(nn.Module):
         """Checked by `_check_feedback`, before anything is loaded."""
 
 
-class _Owner:
-    """The DFA module whose hooks these are, which they do not keep alive. A copy, or one that was
-    loaded, is nobody's until the DFA module that it came with says that it is its."""
-
-    def __init__(self) -> None:
-        self.of: Callable[[], DFA | None] = _nobody
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Owner:
-        return _Owner()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Owner, ()
-
-
-def _nobody() -> None:
-    return None
-
-
-def _reached(owned: _Owner, name: str, module: nn.Module, args: Any, output: Any) -> Any:
-    owner = owned.of()
-    recording = active.recording or (None if owner is None else Replay.of(owner))
-    if recording is None or recording.owner is not owner:
-        return output
-    if recording.layers and recording.layers[-1].name == name:
-        return output  # fused: cut already
-    return recording.point(name, module, output)
-
-
-def _closes(owned: _Owner, module: nn.Module, args: Any, output: Any) -> Any:
-    recording = active.recording
-    if recording is None or recording.owner is not owned.of():
-        return output
-    return recording.close(output)
-
-
 def _check_feedback(module: DFA, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     stored = state_dict.get(prefix + "_extra_state")
     ours = module.get_extra_state()
@@ -368,13 +330,6 @@ def _check_feedback(module: DFA, state_dict: Mapping[str, Any], prefix: str, *_:
 
 def _default_points(names: Mapping[str, nn.Module]) -> list[str]:
     return [n for n, m in names.items() if isinstance(m, (Linear, *_ACTIVATIONS))]
-
-
-def _hangs(hooked: _Hooked) -> bool:
-    """Whether the hook is where it was put: somebody may have cleared it, or, where a model was
-    loaded, registered another under the same key."""
-    module, key, hook = hooked
-    return module._forward_hooks.get(key) is hook
 
 
 def _check_shallow(model: nn.Module) -> None:
