@@ -4,6 +4,7 @@ error point is."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -58,3 +59,12 @@ def hangs(hooked: Hooked) -> bool:
     loaded, registered another under the same key."""
     module, key, hook = hooked
     return module._forward_hooks.get(key) is hook
+
+
+def dead(hook: Callable[..., Any]) -> bool:
+    """Whether it is one of these, and nobody's: a copy of a wrapped model has those of no wrapper
+    of its own."""
+    if not isinstance(hook, partial) or hook.func not in (reached, closes):
+        return False
+    owned: Owner = hook.args[0]
+    return owned.of() is None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dfa_kernels import activation as activations
 from dfa_kernels.autocast import autocast_dtype
+from dfa_kernels.hooks import dead
 from dfa_kernels.recording import Fused, Recording, active, versions_of
 from dfa_kernels.replay import Replay
 
@@ -202,9 +203,9 @@ def is_chain(module: nn.Module) -> bool:
 def _changed(module: nn.Module) -> bool:
     """Whether somebody has added to a module what a fused layer would lose: hooks, a forward of its
     own, parameters, buffers."""
+    others = [hook for hook in module._forward_hooks.values() if not dead(hook)]
     hooks = (
-        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
-        module._backward_pre_hooks,
+        others, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks,
     )  # fmt: skip
     more = set(module._parameters) - {"weight", "bias"}
     return any(hooks) or "forward" in module.__dict__ or bool(more or module._buffers)

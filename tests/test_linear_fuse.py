@@ -1,5 +1,8 @@
 """`Linear` outside and inside a DFA module, and what `fuse` makes of a model."""
 
+import copy
+import gc
+
 import definition
 import pytest
 import torch
@@ -7,6 +10,7 @@ from torch import nn
 
 import dfa_kernels as dfa
 from dfa_kernels.activation import ACTIVATIONS
+from dfa_kernels.linear import Passed
 
 NAMES = [f.name for f in ACTIVATIONS]
 
@@ -204,3 +208,18 @@ def test_a_layer_that_somebody_has_changed_is_left_alone(change, which):
     fused = dfa.fuse(model)
     assert fused[which] is model[which]
     assert list(fused.state_dict()) == list(model.state_dict())
+
+
+def test_a_copy_of_a_wrapped_model_is_fused_whole():
+    """It has the wrapper's hooks, which are nobody's there; in the model itself they cut."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    net = dfa.DFA(model, error_at="2")
+    kinds = [[type(m) for m in dfa.fuse(m)] for m in (net.module, copy.deepcopy(net.module))]
+    assert kinds == [
+        [nn.Linear, nn.Tanh, nn.Linear], [dfa.Linear, Passed, dfa.Linear],
+    ]  # fmt: skip
+    copied = copy.deepcopy(net)
+    assert [type(m) for m in dfa.fuse(copied.module)] == kinds[0]
+    del net, copied
+    gc.collect()
+    assert [type(m) for m in dfa.fuse(model)] == kinds[1]
