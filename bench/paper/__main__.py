@@ -7,7 +7,6 @@ training starts; 130 is an interruption, after which the same command goes on.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from bench.paper.rows import EDGE, Row
 from bench.paper.study import Study
 from bench.paper.task import Task
 from bench.paper.training import Stopped
-from dfa_kernels.training import InputError
+from dfa_kernels.training import InputError, folders
 
 TASKS = ("view", "recommender", "graph", "language")
 
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             return report.main(asked)
         asked_options.check(asked, task)
         study = Study(task, task.problem(asked), asked)
-        _make(asked)
+        folders.make(asked.out)
         rows = study.run()
     except InputError as bad:
         print(f"bench.paper {asked.command}: {bad}", file=sys.stderr)
@@ -64,15 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
     _print(rows)
     print(f"{asked.json}, {study.folder}")
     return 0
-
-
-def _make(asked) -> None:
-    try:
-        asked.out.mkdir(parents=True, exist_ok=True)
-    except OSError as refused:
-        raise InputError(f"--out {asked.out} cannot be made: {refused.strerror}") from None
-    if not os.access(asked.out, os.W_OK):
-        raise InputError(f"--out {asked.out} cannot be written to")
 
 
 def _print(rows: list[Row]) -> None:

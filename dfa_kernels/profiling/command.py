@@ -6,7 +6,6 @@ the profiled steps for chrome://tracing or Perfetto. A run replaces the files of
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from dfa_kernels.profiling.work import Work
 from dfa_kernels.throughput import ceilings, environment
 from dfa_kernels.throughput.result import Ceilings
 from dfa_kernels.throughput.spread import spread
-from dfa_kernels.training import InputError
+from dfa_kernels.training import InputError, folders
 
 PROFILE, PICTURE = "profile.json", "profile.png"
 
@@ -63,7 +62,7 @@ def profile(given: Mapping[str, Any], out: Path | None = None) -> int:
     torch.set_num_threads(options.threads)
     factory = factory_of(options)
     folder = out or Path("runs") / "profile"
-    _make(folder)
+    folders.make(folder)
     console = Console()
     with Console(stderr=True).status("measuring what the device can do at most"):
         most = ceilings.measure(torch.device(options.device), _multiplied(options), _SECONDS)
@@ -103,17 +102,6 @@ def _title(options: Options, method: str) -> str:
 
 def _trace(method: str) -> str:
     return f"trace-{method}.json"
-
-
-def _make(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file, not a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as refused:
-        raise InputError(f"--out {folder} cannot be made: {refused.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--out {folder} cannot be written to")
 
 
 def _profiled(

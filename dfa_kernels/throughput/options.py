@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from dfa_kernels.throughput.contestants import PRECISIONS, RULES
 from dfa_kernels.throughput.job import Job
 from dfa_kernels.throughput.networks import Shape
 from dfa_kernels.throughput.result import BASELINE
-from dfa_kernels.training import InputError
+from dfa_kernels.training import InputError, folders
 from dfa_kernels.training.device import usable
 
 #: Where no shape is given. On a CPU from what Python binds to what arithmetic and outputs do.
@@ -170,18 +169,12 @@ def prepare(folder: Path, overwrite: bool) -> Path:
         InputError: it cannot be made or written to, or holds a result that somebody may want.
     """
     path = folder / FILE
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file, not a folder")
+    folders.check(folder)
     if path.is_dir():
         raise InputError(f"{path}, the file to write, is a folder: give another --out")
     if path.exists() and not overwrite:
         raise InputError(
             f"{folder} holds a result ({FILE}): replace it with --overwrite, or give another --out"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as refused:
-        raise InputError(f"--out {folder} cannot be made: {refused.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--out {folder} cannot be written to")
+    folders.make(folder)
     return path

@@ -6,7 +6,6 @@ curves.png: written when all is trained.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import torch
 from rich.console import Console
 
 from dfa_kernels import backends
-from dfa_kernels.training import InputError, checkpoint, report
+from dfa_kernels.training import InputError, checkpoint, folders, report
 from dfa_kernels.training.datasets import Split, load
 from dfa_kernels.training.experiment import Experiment, Interrupted
 from dfa_kernels.training.interruption import interruptible
@@ -70,7 +69,7 @@ def train(
     experiment = Experiment(options, data, folder / CHECKPOINT)
     if state is not None:
         experiment.restore(state)
-    _make(folder)
+    folders.make(folder)
     try:
         with interruptible(signal.SIGINT) as stop, Display(experiment) as watch:
             experiment.run(watch, stop)
@@ -96,8 +95,7 @@ def train(
 
 def _check_free(folder: Path, overwrite: bool) -> None:
     """Refuse to write over what somebody may still want."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file, not a folder")
+    folders.check(folder)
     if overwrite:
         return
     if (folder / CHECKPOINT).exists():
@@ -114,15 +112,6 @@ def _check_free(folder: Path, overwrite: bool) -> None:
                 f"{folder} holds a finished run ({name}): replace it with --overwrite, or give "
                 "another --out"
             )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as refused:
-        raise InputError(f"--out {folder} cannot be made: {refused.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--out {folder} cannot be written to")
 
 
 def _measure_memory(experiment: Experiment, split: Split) -> None:
