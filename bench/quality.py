@@ -23,7 +23,7 @@ import torch
 from bench import grid
 from bench.grid import Choice
 from dfa_kernels.throughput import environment
-from dfa_kernels.training import InputError, checkpoint, report
+from dfa_kernels.training import InputError, checkpoint, folders, report
 from dfa_kernels.training.datasets import Split, load
 from dfa_kernels.training.experiment import Experiment, Interrupted
 from dfa_kernels.training.interruption import interruptible
@@ -62,9 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     result: dict[str, Any] = {"environment": environment.describe(_CPU), "tasks": {}}
     try:
+        if asked.json.is_dir():
+            raise InputError(f"--json {asked.json} is a folder, not a file")
+        folders.make(asked.json.parent, "--json's folder")
         for name, task in TASKS.items():
             result["tasks"][name] = _Study(task, asked.root, asked.out).run()
-            asked.json.parent.mkdir(parents=True, exist_ok=True)
             report.write_log(asked.json, result)
     except InputError as bad:
         print(f"bench.quality: {bad}", file=sys.stderr)

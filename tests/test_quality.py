@@ -84,3 +84,21 @@ def test_missing_files_are_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "TASKS", {"fashion": task})
     assert quality.main(["--root", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
     assert "nowhere is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (".", "--json . is a folder, not a file"),
+        ("file/q.json", "--json's folder file is a file, not a folder"),
+        ("file/in/q.json", "--json's folder file/in cannot be made"),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_refused_before_a_run(
+    path, reason, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(quality, "_Study", lambda *_: pytest.fail("began"))
+    assert quality.main(["--root", "nowhere", "--json", path]) == 2
+    assert f"bench.quality: {reason}" in capsys.readouterr().err
