@@ -235,7 +235,7 @@ def _paper(made: list[paper_rows.Row]) -> list[str]:
     said = (
         f"Mean ± standard deviation over seeds ({', '.join(map(str, seeds))}) on the test split; "
         "each method at its best rate, chosen on the validation split with the first seed from the "
-        "same grid, which goes on while its first or last rate is the best "
+        "same grid, which goes on for it while the first or last rate is the best "
         f"({paper_rows.EDGE}: it ends there, and beyond it there may be a better). "
         "Share: of the way from shallow to backpropagation, where that is more than two standard "
         "errors. Above shallow: in standard errors of the difference, in italics up to two. "
