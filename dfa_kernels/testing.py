@@ -332,7 +332,7 @@ def _copies(rule: str, shape: tuple, dtype: torch.dtype, device: torch.device) -
     """A copy is the stepped fp32 parameter rounded, to the bit, and the step is what it is without
     copies; not every parameter has one."""
     error, layers = _case(shape, dtype, device, "tanh")
-    hyper, made = _HYPERS[rule][-1], []
+    hyper, made, unseen = _HYPERS[rule][-1], [], 0
     start = [
         [_parameter(rule, x.saved.shape[1], k, device) for k in (x.inputs.shape[1], None)]
         for x in layers
@@ -348,7 +348,8 @@ def _copies(rule: str, shape: tuple, dtype: torch.dtype, device: torch.device) -
             if copied and i != 2:
                 bias = bias._replace(copy=_unwritten(bias.parameter, dtype))
             updates.append(LayerUpdate(weight, bias, [Segment(error, 0.1, layer)]))
-        ops.step_(Feedback("uniform", seed=5), rule, updates)
+        feedback = Feedback("uniform", seed=5)
+        unseen += _uncounted(updates, ops.step_, feedback, rule, updates)
         made.append([u for weight, bias, _ in updates for u in (weight, bias) if u is not None])
     for i, (ours, plain) in enumerate(zip(*made, strict=True)):
         near = torch.allclose(ours.parameter, plain.parameter, rtol=1e-4, atol=1e-4)
@@ -357,6 +358,23 @@ def _copies(rule: str, shape: tuple, dtype: torch.dtype, device: torch.device) -
             rounded = ours.parameter.to(dtype)
             wrong = int((ours.copy != rounded).sum())
             assert not wrong, f"copy {i}: {wrong} of {rounded.numel()} are not the rounded ones"
+    assert not unseen, _UNCOUNTED.format(unseen)
+
+
+def _uncounted(updates: Sequence[LayerUpdate], step: Callable[..., object], *given: Any) -> int:
+    """Take a step: how many parameters and copies it has written to unseen by a graph that has kept
+    what was there before."""
+    steps = [u for weight, bias, _ in updates for u in (weight, bias) if u is not None]
+    written = [t for u in steps for t in (u.parameter, u.copy) if t is not None]
+    before = [t._version for t in written]
+    step(*given)
+    return sum(t._version == version for t, version in zip(written, before, strict=True))
+
+
+_UNCOUNTED = (
+    "a step wrote to {} parameters and copies without counting it: call "
+    "torch.autograd.graph.increment_version"
+)
 
 
 def _unwritten(parameter: Tensor, dtype: torch.dtype) -> Tensor:
@@ -377,7 +395,7 @@ def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
         for x in layers
     ]
     for hyper, copied in itertools.product(_HYPERS[rule], (False, True)):
-        made = []
+        made, unseen = [], 0
         # Of weights and of biases, when it is prepared and when it runs.
         rows = [hyper, (3 * hyper[0], *hyper[1:])]
         later = [_next(rule, row) for row in rows]
@@ -402,7 +420,8 @@ def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
             elif (run := prepare(feedback, rule, updates)) is None:
                 break
             else:
-                run(error, [x.inputs for x in layers], [x.saved for x in layers], later)
+                whole = error, [x.inputs for x in layers], [x.saved for x in layers], later
+                unseen = _uncounted(updates, run, *whole)
             made.append(
                 [
                     tensor
@@ -414,6 +433,7 @@ def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
             )
         for i, (ours, plain) in enumerate(zip(*made, strict=True) if made else ()):
             assert torch.equal(ours, plain), f"tensor {i}, {hyper}: a repeated step has other bits"
+        assert not unseen, _UNCOUNTED.format(unseen)
 
 
 def _parameter(

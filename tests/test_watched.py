@@ -129,6 +129,24 @@ def test_the_output_may_be_written_to_before_the_backward_pass(made, fused):
     same(*nets)
 
 
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_graph_that_has_kept_a_weight_notices_the_step(kind, update):
+    """The first steps are planned, those after them repeat the last."""
+    net = network()
+    optimizer = kind(net, update=update)
+    for x, y in batches(5):
+        net.method = "bp"
+        stale = F.cross_entropy(net(x), y)
+        net.method = "dfa"
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            stale.backward()
+        optimizer.zero_grad()
+
+
 # Hooks of parameters ------------------------------------------------------------------------------
 
 

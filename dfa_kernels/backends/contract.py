@@ -96,6 +96,17 @@ class LayerUpdate(NamedTuple):
     segments: list[Segment]
 
 
+def written(updates: Sequence[LayerUpdate]) -> list[Tensor]:
+    """What a step writes to: parameters, states and copies."""
+    made: list[Tensor] = []
+    for weight, bias, _ in updates:
+        for parameter, states, _, copy in (weight,) if bias is None else (weight, bias):
+            made += (parameter, *states)
+            if copy is not None:
+                made.append(copy)
+    return made
+
+
 def distinct_rows(updates: Sequence[LayerUpdate]) -> tuple[list[Any], list[int]]:
     """The rows of hyperparameters that these updates have, one object once, in the order in which
     they come; and the place among them of each parameter's: weight, bias, weight, …"""
@@ -160,6 +171,9 @@ class Backend(Protocol):
     numbers, stand for `distinct_rows`. Of those that it was prepared with, the tensors differ in
     nothing but N and what is in them, the rows in the first and last columns alone. None where the
     backend would gain nothing. No tensor of a segment may be kept.
+
+    What a step has written to counts as written, as after most of torch's operations in place (see
+    `torch.autograd.graph.increment_version`): a graph that has kept it refuses its backward pass.
 
     ``error`` is (N, E), of unit stride along E or not; ``scale`` multiplies e·B. Nothing that is
     returned may alias an argument, or another tensor that is returned. One that does not take every

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from dfa_kernels.backends.contract import RULES, Update
 from dfa_kernels.backends.device_steps import DeviceScratch
@@ -118,6 +119,7 @@ def _fused_adamw_(pieces: list[_Piece], hyper: Sequence[float]) -> None:
         parameters, gradients, means, squares, [], [count] * len(pieces), lr=lr, beta1=beta1,
         beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=bool(maximize),
     )  # fmt: skip
+    increment_version((*parameters, *means, *squares))  # which torch's does not
 
 
 _Rule = Callable[[list[_Piece], Sequence[float]], None]

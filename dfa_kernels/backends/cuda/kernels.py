@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from dfa_kernels.activation import CODES
 from dfa_kernels.backends.contract import (
@@ -21,6 +22,7 @@ from dfa_kernels.backends.contract import (
     Segment,
     Update,
     distinct_rows,
+    written,
 )
 from dfa_kernels.backends.cuda import project, rules, update
 from dfa_kernels.backends.cuda.launch import Launcher, stream_of
@@ -69,7 +71,9 @@ class Kernels(backend.Kernels):
         return super().gradients(error, feedback, scale, layers, dtype)
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
-        if not self._run_plainly(feedback, rule, updates):
+        if self._run_plainly(feedback, rule, updates):
+            increment_version(written(updates))
+        else:
             super().step_(feedback, rule, updates)
 
     def repeated(
@@ -80,12 +84,15 @@ class Kernels(backend.Kernels):
         if any(type(row) is Tensor for row in distinct_rows(updates)[0]):
             return None
         known, by_python = Repeated.of(updates), super().step_
+        counted = written(updates)
 
         def run(
             error: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor], rows: list
         ) -> None:
             given = error, tuple(inputs), tuple(saved), rows
-            if not self._run_plainly(feedback, rule, known.updates, given):
+            if self._run_plainly(feedback, rule, known.updates, given):
+                increment_version(counted)
+            else:
                 by_python(feedback, rule, known.whole(*given))
 
         return run

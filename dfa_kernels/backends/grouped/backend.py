@@ -7,8 +7,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from dfa_kernels.backends.contract import HEAD, Layer, LayerUpdate, Point, Segment, Update
+from dfa_kernels.backends.contract import (
+    HEAD,
+    Layer,
+    LayerUpdate,
+    Point,
+    Segment,
+    Update,
+    written,
+)
 from dfa_kernels.backends.grouped.hyper import COLUMNS
 from dfa_kernels.backends.grouped.layout import aligned, as_rows, check, fits, padded
 from dfa_kernels.backends.grouped.plan import Applied, Group, Grouped, Target, Term
@@ -76,6 +85,7 @@ class Kernels:
         self._run(feedback, rule, self._wanted(updates, copied))
         for original, changed in reversed(copied):
             original.copy_(changed)
+        increment_version(written(updates))
 
     def _wanted(
         self, updates: Sequence[LayerUpdate], copied: list[tuple[Tensor, Tensor]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from dfa_kernels.backends.contract import LayerUpdate, distinct_rows
+from dfa_kernels.backends.contract import LayerUpdate, distinct_rows, written
 from dfa_kernels.backends.grouped import backend
 from dfa_kernels.backends.grouped.backend import Allocate
 from dfa_kernels.backends.triton import project, rules, update
@@ -44,5 +45,6 @@ class Kernels(backend.Kernels):
         ready = self.launcher.first(plan.launches, wanted[0].weight.parameter.device)
         for original, changed in reversed(copied):
             original.copy_(changed)
+        increment_version(written(updates))
         alone = sum(launch.hyper is not None for launch in plan.launches) == 1
         return ready if alone and not copied else None

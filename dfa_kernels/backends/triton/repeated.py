@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from dfa_kernels.backends.contract import HEAD, LayerUpdate, Repeated
+from dfa_kernels.backends.contract import HEAD, LayerUpdate, Repeated, written
 from dfa_kernels.backends.grouped.hyper import columns
 from dfa_kernels.backends.grouped.layout import aligned, as_rows, padded
 from dfa_kernels.backends.tf32 import tf32_allowed
@@ -84,6 +85,7 @@ class RepeatedStep:
         self._known = Repeated.of(updates)
         applied = [u for weight, bias, _ in updates for u in (weight, bias) if u is not None]
         self._own = [u.parameter for u in applied]
+        self._written = written(updates)
         self._beside = [t for u in applied for t in (*u.states, u.copy) if t is not None]
         self._planned: OrderedDict[tuple, Planned] = OrderedDict()
 
@@ -105,6 +107,7 @@ class RepeatedStep:
             if ready is not None:
                 hyper = tuple(chain.from_iterable(dict.fromkeys(made)))
                 self._kernels.launcher.again(ready, hyper, device)
+                increment_version(self._written)
                 return
         arena = Arena(self._stored(error, saved), buffer)
         whole = self._known.whole(error, inputs, saved, rows)
