@@ -2,9 +2,10 @@
 
 ``dfa_kernels::project``, ``::gradients`` and ``::step_`` carry flat lists, which is all that a
 torch schema can hold; `project`, `gradients` and `step_` here flatten what
-``backends.contract`` names, and the ops rebuild it for the backend. What is not being traced goes
-to the backend directly: on a small network the dispatcher and the lists show in the step. Nothing
-below this file knows of modules or autograd; nothing above it knows which backend runs.
+``backends.contract`` names, and the ops rebuild it for the backend. A fourth, ``::hyper``, is a
+compiled step's way to its hyperparameters. What is not being traced goes to the backend directly:
+on a small network the dispatcher and the lists show in the step. Nothing below this file knows of
+modules or autograd; nothing above it knows which backend runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -57,7 +58,24 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 # torch.compile(mode="reduce-overhead") leaves the ops out of the CUDA graphs that it makes. In one
 # they would keep scratch and tables that are the graph's, and a replay would step by the rate and
 # the count of the step that was captured. Who captures a whole step leaves nothing out.
-_OUTSIDE = (torch._C.Tag.cudagraph_unsafe,)
+_OUTSIDE = (torch.Tag.cudagraph_unsafe,)
+
+# The ops of a compiled step's backward pass, which nobody asks for gradients.
+_of_a_step = torch.library.Library("dfa_kernels", "FRAGMENT")
+
+
+def _define(
+    name: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    mutates: tuple[str, ...] = (),
+) -> None:
+    """`torch.library.custom_op` for such an op. That one's way through autograd reads the schema
+    anew for every argument, twice in each call: a quarter of a compiled step of small layers."""
+    schema = torch.library.infer_schema(run, mutates_args=mutates)
+    _of_a_step.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *_OUTSIDE))
+    _of_a_step.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dfa_kernels::{name}", fake, lib=_of_a_step)
 
 
 # project --------------------------------------------------------------------------------------
@@ -259,7 +277,6 @@ def _provider(handle: int) -> _Provider:
     return provider
 
 
-@torch.library.custom_op("dfa_kernels::hyper", mutates_args=(), tags=_OUTSIDE)
 def _hyper(error: Tensor, handle: int, columns: int, slots: list[int], on_device: bool) -> Tensor:
     rows = _provider(handle).hyper(slots)
     if on_device:
@@ -267,15 +284,14 @@ def _hyper(error: Tensor, handle: int, columns: int, slots: list[int], on_device
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, columns)
 
 
-@_hyper.register_fake
-def _(error, handle, columns, slots, on_device):
+def _empty_rows(error, handle, columns, slots, on_device):
     device = error.device if on_device else "cpu"
     return torch.empty((len(slots), columns), dtype=torch.float64, device=device)
 
 
-@torch.library.custom_op(
-    "dfa_kernels::step_", mutates_args=("parameters", "states", "copies"), tags=_OUTSIDE
-)
+_define("hyper", _hyper, _empty_rows)
+
+
 def _step(
     parameters: list[Tensor],
     states: list[Tensor],
@@ -318,6 +334,4 @@ def _step(
     run(_feedback(matrix, distribution, seed), rule, updates)
 
 
-@_step.register_fake
-def _(*args):
-    return None
+_define("step_", _step, lambda *_: None, mutates=("parameters", "states", "copies"))
