@@ -89,3 +89,20 @@ def test_the_claim_of_the_recommenders_is_what_their_rows_say():
         "DFA's AUC is above the frozen tower's by more than two standard errors in "
         f"{above} of {len(errors)} cases, within two in {within}"
     ) in MEASURED
+
+
+def test_what_a_step_without_any_update_leaves_to_be_gained():
+    """As of launch_step.md's rows: eager backpropagation's time by that of no update at all."""
+    table = (RESULTS / "launch_step.md").read_text()
+    for layers, claim in ((3, "{:.1f} times as long as for 3 layers"), (8, "{:.1f} times for 8")):
+        eager, none = (
+            float(
+                re.search(
+                    rf"^\| {layers} layers and a head \| float32 \| {who} \| \d+ \| ([\d.]+) ",
+                    table,
+                    re.MULTILINE,
+                )[1]
+            )
+            for who in ("eager backpropagation", "no update")
+        )
+        assert claim.format(eager / none) in MEASURED
