@@ -61,6 +61,7 @@ class UpdatesInBackward(torch.optim.Optimizer):
     def _prepare_slots(self) -> None:
         """Made beforehand, so that a traced forward pass only reads them."""
         self._slots: list[_Slot] = []
+        self._slot_by_id: dict[int, int] = {}
         if self.update != "backward":
             return
         self._slots = [
@@ -69,6 +70,7 @@ class UpdatesInBackward(torch.optim.Optimizer):
             for p in group["params"]
             if p in self._fused
         ]
+        self._slot_by_id = {id(slot.parameter): i for i, slot in enumerate(self._slots)}
         self._every = list(self.state.values())
         self._held = [
             (own, name, own[name])
@@ -141,9 +143,9 @@ class UpdatesInBackward(torch.optim.Optimizer):
         return plan, rest
 
     def _slot(self, parameter: Tensor) -> int:
-        for i, slot in enumerate(self._slots):
-            if slot.parameter is parameter:
-                return i
+        slot = self._slot_by_id.get(id(parameter))
+        if slot is not None:
+            return slot
         raise RuntimeError(
             f"a fused parameter of shape {tuple(parameter.shape)} is none of those that "
             f"{type(self).__name__} was constructed with"

@@ -226,8 +226,9 @@ class Recording:
                 known, parameters, _ = owner.planned
                 plan = known._replace(error_rows=math.prod(batch))
                 optimizer = owner.optimizer_of(parameters)
-                if optimizer is not None and optimizer.update == "step":
-                    return self._deferring(plan, output, optimizer, parameters, chain, [])
+                if optimizer is not None:
+                    make = self._deferring if optimizer.update == "step" else self._erring
+                    return make(plan, output, optimizer, parameters, chain, [])
         for point in self.points:
             if point.output.device != output.device:
                 raise _other_device(f"point {point.name!r}", point.output, output)
@@ -259,18 +260,32 @@ class Recording:
             len(chain),
         )
         outputs = [p.output for p in self.points]
-        matrix, optimizer = owner.feedback_matrix, owner.optimizer_of(parameters)
+        optimizer = owner.optimizer_of(parameters)
+        plain = not points and not self.idle and not self.repeats and feedback.values is None
+        if optimizer is not None and plain and not torch.compiler.is_compiling():
+            every = self.layers if head is None else [*self.layers, head]
+            dtypes = [(fused.inputs.dtype, fused.saved.dtype) for fused in every]
+            owner.planned = Planned(plan, parameters, dtypes)
         if optimizer is not None and optimizer.update == "step":
-            if not points and not self.idle and not self.repeats and feedback.values is None:
-                every = self.layers if head is None else [*self.layers, head]
-                dtypes = [(fused.inputs.dtype, fused.saved.dtype) for fused in every]
-                owner.planned = Planned(plan, parameters, dtypes)
             return self._deferring(plan, output, optimizer, parameters, chain, outputs)
+        return self._erring(plan, output, optimizer, parameters, chain, outputs)
+
+    def _erring(
+        self,
+        plan: Plan,
+        output: Tensor,
+        optimizer: FusedUpdate | None,
+        parameters: list[Tensor],
+        chain: list[Tensor],
+        points: list[Tensor],
+    ) -> Tensor:
         rest: list[Tensor | None] = []
         if optimizer is not None:
             plan, rest = optimizer.plan(plan, parameters)
-        made = ErrorNode.apply(plan, matrix, output, *outputs, *parameters, *chain, *rest)
-        return self._owned(made)
+        matrix = self.owner.feedback_matrix
+        return self._owned(
+            ErrorNode.apply(plan, matrix, output, *points, *parameters, *chain, *rest)
+        )
 
     def _deferring(
         self,
