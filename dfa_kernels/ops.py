@@ -60,8 +60,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 # the count of the step that was captured. Who captures a whole step leaves nothing out.
 _OUTSIDE = (torch.Tag.cudagraph_unsafe,)
 
-# The ops of a compiled step's backward pass, which nobody asks for gradients.
-_of_a_step = torch.library.Library("dfa_kernels", "FRAGMENT")
+_library = torch.library.Library("dfa_kernels", "FRAGMENT")
 
 
 def _define(
@@ -70,12 +69,13 @@ def _define(
     fake: Callable[..., Any],
     mutates: tuple[str, ...] = (),
 ) -> None:
-    """`torch.library.custom_op` for such an op. That one's way through autograd reads the schema
-    anew for every argument, twice in each call: a quarter of a compiled step of small layers."""
+    """What `torch.library.custom_op` does, but for its way through autograd, which takes up to a
+    quarter of a compiled step of small layers. The ops run in backward passes, and nobody asks them
+    for gradients."""
     schema = torch.library.infer_schema(run, mutates_args=mutates)
-    _of_a_step.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *_OUTSIDE))
-    _of_a_step.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dfa_kernels::{name}", fake, lib=_of_a_step)
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *_OUTSIDE))
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dfa_kernels::{name}", fake, lib=_library)
 
 
 # project --------------------------------------------------------------------------------------
@@ -101,7 +101,6 @@ def project(
     )
 
 
-@torch.library.custom_op("dfa_kernels::project", mutates_args=(), tags=_OUTSIDE)
 def _project(
     error: Tensor,
     matrix: Tensor | None,
@@ -121,12 +120,14 @@ def _project(
     return run(error, _feedback(matrix, distribution, seed), scale, points)
 
 
-@_project.register_fake
-def _(error, matrix, distribution, seed, scale, widths, streams, rows, dtypes):
+def _empty_points(error, matrix, distribution, seed, scale, widths, streams, rows, dtypes):
     return [
         error.new_empty((error.shape[0] * k, width), dtype=DTYPES[dtype])
         for width, k, dtype in zip(widths, rows, dtypes, strict=True)
     ]
+
+
+_define("project", _project, _empty_points)
 
 
 # gradients ------------------------------------------------------------------------------------
@@ -162,7 +163,6 @@ def _layers(inputs, saved, activations, streams, rows) -> list[Layer]:
     ]
 
 
-@torch.library.custom_op("dfa_kernels::gradients", mutates_args=(), tags=_OUTSIDE)
 def _gradients(
     error: Tensor,
     matrix: Tensor | None,
@@ -182,13 +182,17 @@ def _gradients(
     return [gradient for pair in made for gradient in pair]
 
 
-@_gradients.register_fake
-def _(error, matrix, distribution, seed, scale, inputs, saved, activations, streams, rows, dtype):
+def _empty_gradients(
+    error, matrix, distribution, seed, scale, inputs, saved, activations, streams, rows, dtype
+):
     made = []
     for x, h in zip(inputs, saved, strict=True):
         made.append(error.new_empty((h.shape[1], x.shape[1]), dtype=dtype))
         made.append(error.new_empty((h.shape[1],), dtype=dtype))
     return made
+
+
+_define("gradients", _gradients, _empty_gradients)
 
 
 # step_ ----------------------------------------------------------------------------------------
