@@ -179,6 +179,7 @@ def _project(feedback: Feedback, shape: tuple, dtype: torch.dtype, device: torch
     plain = Reference().project(error, feedback, scale, points)
     wide = [p._replace(dtype=torch.float64) for p in points]
     truth = Reference().project(error.double(), feedback, scale, wide)
+    _apart(made, [error])
     loose = 1e-5 if feedback.distribution == "normal" else 0.0
     for i, point in enumerate(points):
         assert made[i].shape == (rows * point.rows, point.width), f"point {i}: {made[i].shape}"
@@ -195,6 +196,7 @@ def _gradients(activation: str, shape: tuple, dtype: torch.dtype, device: torch.
     made = ops.gradients(error, feedback, scale, layers, dtype)
     again = ops.gradients(error, feedback, scale, layers, dtype)
     plain = Reference().gradients(error, feedback, scale, layers, dtype)
+    _apart([t for pair in made for t in pair], [error, *(t for x in layers for t in x[:2])])
     _compare_gradients(made, plain, error, feedback, scale, layers, dtype)
     for i, (ours, same) in enumerate(zip(made, again, strict=True)):
         _same(f"layer {i} dW", ours[0], same[0])
@@ -493,6 +495,16 @@ def _compare(what: str, made: Tensor, plain: Tensor, truth: Tensor, slack: Tenso
         f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are off; at {index} "
         f"{made[index].item():.9g}, plain PyTorch {plain[index].item():.9g}, truth "
         f"{truth[index].item():.9g}, allowed error {allowed[index].item():.3g}"
+    )
+
+
+def _apart(made: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Each has memory of its own, as a compiler counts on and whoever writes to a gradient."""
+    places = [t.untyped_storage().data_ptr() for t in (*made, *given) if t.numel()]
+    own = [t.untyped_storage().data_ptr() for t in made if t.numel()]
+    shared = sum(places.count(place) > 1 for place in own)
+    assert not shared, (
+        f"{shared} of {len(made)} results share memory with each other or with an argument"
     )
 
 

@@ -95,9 +95,16 @@ def _bf16_inside(self, error, feedback, scale, points):
     return Reference().project(coarse, feedback, scale, points)
 
 
+def _in_one_buffer(self, error, feedback, scale, points):
+    made = Reference().project(error, feedback, scale, points)
+    whole = torch.cat([p.flatten() for p in made]).split([p.numel() for p in made])
+    return [part.view(p.shape) for part, p in zip(whole, made, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
+        (_in_one_buffer, "share memory"),
         (_other_signs, "stream"),
         (_row_off, "stream"),
         (_loses_a_column, "stream"),
