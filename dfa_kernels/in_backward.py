@@ -98,8 +98,9 @@ class UpdatesInBackward(torch.optim.Optimizer):
         """What the node of a forward pass needs to update ``parameters`` in its backward.
 
         Raises:
-            RuntimeError: a second forward pass since the last `step` or `zero_grad`; a compiler
-                of a torch before 2.12.
+            RuntimeError: a second forward pass since the last `step` or `zero_grad`; a weight
+                that comes with two biases, or a bias with two weights; a compiler of a torch before
+                2.12.
         """
         if torch.compiler.is_compiling():
             if not UPDATES_COMPILE:
@@ -116,11 +117,13 @@ class UpdatesInBackward(torch.optim.Optimizer):
                 f"{type(self).__name__}.step(): evaluate under torch.no_grad(), leave a pass by "
                 'zero_grad(), or use update="step"'
             )
-        pairs = {(layer.weight, layer.bias) for layer in plan.layers if layer.bias >= 0}
-        if len({bias for _, bias in pairs}) < len(pairs):
+        pairs = {(layer.weight, layer.bias) for layer in plan.layers}
+        biases = [bias for _, bias in pairs if bias >= 0]
+        if len({weight for weight, _ in pairs}) < len(pairs) or len(set(biases)) < len(biases):
             raise RuntimeError(
                 'update="backward" steps a bias with its weight, and here fused layers of '
-                'different weights share one: use update="step"'
+                "different weights share one, or fused layers of one weight have different biases: "
+                'use update="step"'
             )
         self._turn.awaiting = True
         slots: list[int] = []

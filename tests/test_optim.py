@@ -300,6 +300,18 @@ def test_a_shared_bias_is_refused_where_the_backward_pass_steps():
         net(torch.randn(2, 7, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_weight_with_two_biases_is_refused_where_the_backward_pass_steps(bias):
+    """The one that is left out of the sum would never be stepped."""
+    layers = [nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 7, bias=bias), nn.Tanh(), nn.Linear(7, 3)]
+    layers[2].weight = layers[0].weight
+    net = dfa.DFA(dfa.fuse(nn.Sequential(*layers).double()))
+    optimizer = dfa.optim.SGD(net, update="backward")
+    assert optimizer.update == "backward"
+    with pytest.raises(RuntimeError, match="fused layers of one weight have different biases"):
+        net(torch.randn(2, 7, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("opaque", [False, True])
 def test_tied_weights(opaque):
     nets = [dfa.DFA(Tied(opaque).double(), points=["a", "b"]) for _ in range(2)]
