@@ -22,7 +22,7 @@ from dfa_kernels import ops
 from dfa_kernels.activation import ACTIVATIONS
 from dfa_kernels.backends.contract import RULES, Layer, LayerUpdate, Point, Segment, Update
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.pending import LayerPlan, Ledger, Record
+from dfa_kernels.pending import LayerPlan, Receiver, Record
 
 
 class PointPlan(NamedTuple):
@@ -116,8 +116,8 @@ class ErrorNode(torch.autograd.Function):
 
 
 class DeferringNode(torch.autograd.Function):
-    """`ErrorNode` for a fused update: ``apply(plan, matrix, output, leaf, ledger, parameters,
-    chain, *points) -> output``. One `Record` goes to the ledger, whose ``leaf`` is, instead of a
+    """`ErrorNode` for a fused update: ``apply(plan, matrix, output, leaf, receiver, parameters,
+    chain, *points) -> output``. One `Record` goes to the receiver, whose ``leaf`` is, instead of a
     gradient to each of the ``parameters``, which are a list and so no inputs of the node.
     """
 
@@ -128,14 +128,15 @@ class DeferringNode(torch.autograd.Function):
         matrix: Tensor | None,
         output: Tensor,
         leaf: Tensor,
-        ledger: Ledger,
+        receiver: Receiver,
         parameters: list[Tensor],
         chain: list[Tensor],
         *points: Tensor,
     ) -> Tensor:
         ctx.plan = plan
         ctx.points = [(p.shape, p.dtype) for p in points]
-        ctx.ledger, ctx.parameters = ledger, parameters
+        ctx.receiver, ctx.parameters = receiver, parameters
+        ctx.expected = receiver.expect(parameters)
         ctx.save_for_backward(matrix, output if plan.keeps_output else None, *chain)
         return _again(output)
 
@@ -146,14 +147,13 @@ class DeferringNode(torch.autograd.Function):
         matrix, output, *kept = _saved(ctx, plan)
         flat = error.reshape(plan.error_rows, plan.error_width)
         feedback = plan.feedback(matrix)
-        if ctx.ledger.wanted():
+        if ctx.receiver.wanted():
             inputs, saved = zip(*_matrices(plan, flat, output, kept), strict=True)
             watched: list[Any] = [flat, *kept] if output is None else [flat, *kept, output]
-            ctx.ledger.add(
-                Record(
-                    plan.layers, plan.scale, feedback, ctx.parameters, flat, inputs, saved, watched
-                )
+            record = Record(
+                plan.layers, plan.scale, feedback, ctx.parameters, flat, inputs, saved, watched
             )
+            ctx.receiver.add(record, ctx.expected)
         passed = error if ctx.needs_input_grad[2] else None
         points = _projections(ctx, plan, feedback, flat)
         return None, None, passed, None, None, None, None, *points
@@ -173,15 +173,7 @@ tasks: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 def _saved(ctx: Any, plan: Plan) -> tuple[Tensor | None, ...]:
     if not torch.compiler.is_compiling() and hasattr(ctx, "owner"):
         tasks[ctx.owner] = torch._C._current_graph_task_id()
-    try:
-        return unfreed(ctx, len(plan.points), len(plan.layers))
-    except RuntimeError as stale:
-        if plan.update != "backward" or "inplace" not in str(stale):
-            raise
-        raise RuntimeError(
-            'update="backward" has stepped since this forward pass, or somebody has written to '
-            'what it left: have one forward and one backward pass a step, or use update="step"'
-        ) from stale
+    return unfreed(ctx, len(plan.points), len(plan.layers))
 
 
 def unfreed(ctx: Any, points: int, layers: int) -> tuple[Any, ...]:
@@ -256,8 +248,7 @@ def _parameters(
     if not plan.layers:
         return slots
     if plan.update == "backward":
-        if _accumulates(ctx):
-            _step(plan, feedback, error, records, rest)
+        _step(plan, feedback, error, records, rest)
         return slots
     dtype = ctx.dtypes[0]
     for other in ctx.dtypes[1:]:
@@ -270,21 +261,6 @@ def _parameters(
                 before = slots[slot]
                 slots[slot] = gradient if before is None else before + gradient
     return slots
-
-
-def _accumulates(ctx: Any) -> bool:
-    """Whether the backward pass under way accumulates the parameters' gradients: that of
-    `autograd.grad` for something else steps nothing. A compiled one cannot tell."""
-    if torch.compiler.is_compiling():
-        return True
-    leaves = [node for node, _ in ctx.next_functions if node is not None]
-    try:
-        return any(hasattr(n, "variable") and torch._C._will_engine_execute_node(n) for n in leaves)
-    except RuntimeError as asked:  # autograd.grad of the parameter itself
-        raise RuntimeError(
-            'update="backward" makes no gradient of a fused parameter that autograd.grad could '
-            "return: use torch.optim"
-        ) from asked
 
 
 def _step(

@@ -20,7 +20,7 @@ from dfa_kernels.autocast import autocast_dtype, lowered
 from dfa_kernels.autograd import unfreed
 from dfa_kernels.backends.contract import HEAD
 from dfa_kernels.feedback import MATRIX, Feedback
-from dfa_kernels.pending import LayerPlan, Ledger, Record
+from dfa_kernels.pending import LayerPlan, Receiver, Record
 
 if TYPE_CHECKING:
     from dfa_kernels.linear import Linear
@@ -60,7 +60,7 @@ class Chain:
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The network's output; None where the general way must be taken."""
-        optimizer = self._owner.stepping_optimizer()
+        optimizer = self._owner.claimant()
         if optimizer is None or len(args) != 1 or kwargs:
             return None
         if any(self._hooks) or any(_global_hooks):
@@ -100,17 +100,17 @@ class Chain:
             x = x.to(dtype)
         if not optimizer.claims_eager(parameters):
             return None
-        ledger = optimizer.ledger
+        receiver = optimizer.receiver
         matrix = self._owner._buffers["feedback_matrix"]
         if matrix is not None:
             self.feedback.check_shape(self._outputs, self._widest, "the widest point")
-        return _apply(self, matrix, x, ledger.leaf, ledger, parameters, dtype)
+        return _apply(self, matrix, x, receiver.leaf, receiver, parameters, dtype)
 
 
 class ChainNode(torch.autograd.Function):
-    """``apply(chain, matrix, x, leaf, ledger, parameters, dtype) -> output``: the whole forward
-    pass, of which autograd sees none, and in the backward its record for the ledger, whose ``leaf``
-    is.
+    """``apply(chain, matrix, x, leaf, receiver, parameters, dtype) -> output``: the whole forward
+    pass, of which autograd sees none, and in the backward its record for the receiver, whose
+    ``leaf`` is.
 
     ``parameters``: every layer's weight and bias, in turn; ``dtype``: what autocast computes their
     products in, if it does, and that of x. Nothing below asks for a gradient.
@@ -123,7 +123,7 @@ class ChainNode(torch.autograd.Function):
         matrix: Tensor | None,
         x: Tensor,
         leaf: Tensor,
-        ledger: Ledger,
+        receiver: Receiver,
         parameters: list[Tensor],
         dtype: torch.dtype | None,
     ) -> Tensor:
@@ -136,7 +136,8 @@ class ChainNode(torch.autograd.Function):
         # Autograd watches over what others see and may write to: nobody sees the rest.
         ctx.save_for_backward(matrix, x, None if activation == _IDENTITY else last)
         ctx.hidden = inputs[1:], saved
-        ctx.chain, ctx.ledger, ctx.parameters = chain, ledger, parameters
+        ctx.chain, ctx.receiver, ctx.parameters = chain, receiver, parameters
+        ctx.expected = receiver.expect(parameters)
         return output
 
     @staticmethod
@@ -154,7 +155,7 @@ class ChainNode(torch.autograd.Function):
         feedback = chain.feedback if matrix is None else Feedback(MATRIX, values=matrix)
         kept = (given, *inputs), (*saved, last)
         record = Record(chain.plans, chain.scale, feedback, ctx.parameters, error, *kept, watched)
-        ctx.ledger.add(record)
+        ctx.receiver.add(record, ctx.expected)
         return None, None, None, None, None, None, None
 
 

@@ -19,10 +19,11 @@ from torch.optim import optimizer as _torch
 from dfa_kernels import ops
 from dfa_kernels.backends.contract import RULES, LayerUpdate, Update
 from dfa_kernels.capturable import DeviceRows, as_torch_steps, capturing
-from dfa_kernels.in_backward import UpdatesInBackward
+from dfa_kernels.feedback import Feedback
+from dfa_kernels.in_backward import Applied, UpdatesInBackward
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
-from dfa_kernels.pending import Hidden, Ledger, PendingGradient, hooked
+from dfa_kernels.pending import Hidden, Ledger, PendingGradient, Receiver, Record, hooked
 from dfa_kernels.repeat import Repeat, kind, repeatable
 from dfa_kernels.terms import Term, expressible, materialize
 
@@ -45,8 +46,9 @@ class FusedUpdate(UpdatesInBackward):
             p for net in nets for layer in net.fused_layers() for p in layer.parameters()
         }
         self._shared = _shared_biases(nets)
-        # update="step": where records go.
         self.ledger = Ledger()
+        #: Where the records of backward passes go.
+        self.receiver: Receiver = self.ledger if update == "step" else Applied(self)
         self._start_turns()
         # Else torch.amp.GradScaler leaves it to a fused step of torch's to unscale the gradients.
         self._step_supports_amp_scaling = False
@@ -216,12 +218,7 @@ class FusedUpdate(UpdatesInBackward):
         recording = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)  # torch.no_grad(), for a sixth of its time
         try:
-            stepped = 0
-            if self.update == "step":
-                stepped = self._step_records()
-            else:
-                applied = self._end_turn()
-                self._stepped(applied, self._counts_of(applied))
+            stepped = self._step_records() if self.update == "step" else self._end_turn()
             if stepped < sum([len(group["params"]) for group in self.param_groups]):
                 self._step_dense()
         finally:
@@ -243,19 +240,25 @@ class FusedUpdate(UpdatesInBackward):
             super().zero_grad(set_to_none)
 
     def _step_records(self) -> int:
-        """One grouped call for the ledger's records; the sums that it cannot express become
-        gradients after all. How many parameters it stepped."""
+        """Step by the ledger's records: how many parameters."""
         records = self.ledger.records
         if not records:
             return 0
+        stepped = self._take(records)
+        self._advance(stepped, self._counts_of(stepped))
+        if self._masters is not None:
+            self._masters.wrote(stepped)
+        return len(stepped)
+
+    def _take(self, records: list[Record]) -> list[Tensor]:
+        """One grouped call for all of these; the sums that it cannot express become gradients after
+        all. The parameters that it stepped."""
         self._follow_groups()
         if self._repeat is not None and len(records) == 1:
             rows = self._repeat.rows(records[0], self)
             if rows is not None:
                 self._repeat.step_(records[0], rows)
-                if self._repeat.counts or self._masters is not None:
-                    self._stepped(self._repeat.parameters, self._repeat.counts)
-                return len(self._repeat.parameters)
+                return self._repeat.parameters
         if not torch.compiler.is_compiling():  # which knows no versions
             for record in records:
                 record.check()
@@ -269,7 +272,7 @@ class FusedUpdate(UpdatesInBackward):
         for terms in gathered.values():
             _, _, (_, weight, bias, _) = terms[0]
             left = id(weight) not in self._groups  # its group was taken away meanwhile
-            if left or id(bias) in self._shared or not expressible(terms, feedback):
+            if left or not self._summable(terms, feedback):
                 others += terms
                 continue
             chosen.append((bias, [entry[3] for _, _, entry in terms]))
@@ -285,23 +288,27 @@ class FusedUpdate(UpdatesInBackward):
             materialize(others)
         if updates:
             ops.step_(feedback, self.rule, updates, self.capturable)
-            self._stepped(stepped, self._counts_of(stepped))
-        self._remember(stepped, updates)
-        return len(stepped)
+        self._remember(records, stepped, updates)
+        return stepped
 
-    def _remember(self, stepped: list[Tensor], updates: list[LayerUpdate]) -> None:
+    def _summable(self, terms: list[Term], feedback: Feedback) -> bool:
+        """Whether the grouped call can sum a weight's terms. Of what is stepped in the backward
+        pass, `check_plan` has seen to it."""
+        if self.update == "backward":
+            return True
+        bias = terms[0][2].bias
+        return id(bias) not in self._shared and expressible(terms, feedback)
+
+    def _remember(
+        self, records: list[Record], stepped: list[Tensor], updates: list[LayerUpdate]
+    ) -> None:
         """Keep what a step has found where two on end were of one kind."""
         before, self._before, self._repeat = self._before, None, None
-        if repeatable(self.ledger.records, stepped, updates) and self._rows is None:
-            record = self.ledger.records[0]
+        if repeatable(records, stepped, updates) and self._rows is None:
+            record = records[0]
             self._before = record.plans, kind(updates)
             if before is not None and before[0] is record.plans and before == self._before:
                 self._repeat = Repeat(self, record, updates)
-
-    def _stepped(self, parameters: list[Tensor], counts: list[Tensor]) -> None:
-        self._advance(parameters, counts)
-        if self._masters is not None:
-            self._masters.wrote(parameters)
 
     def _updates(self, parameters: list[Tensor]) -> list[Update]:
         """Of each, its states made where they are missing.
@@ -376,21 +383,7 @@ class FusedUpdate(UpdatesInBackward):
                 return False
         return bool(parameters) and not hooked(parameters)
 
-    def open_ledger(self) -> Ledger:
-        """Where the node of an eager forward pass leaves its record.
-
-        Raises:
-            RuntimeError: under torch.compile or DistributedDataParallel.
-        """
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                f"dfa_kernels.optim.{type(self).__name__} leaves records behind, which a compiled "
-                'backward cannot: construct it with update="backward", or use torch.optim'
-            )
-        self._check_alone()
-        return self.ledger
-
-    def _check_alone(self) -> None:
+    def check_alone(self) -> None:
         """Other replicas' gradients cannot be averaged where there are none."""
         if _Parallel._get_active_ddp_module() is not None:
             raise RuntimeError(

@@ -268,10 +268,9 @@ class DFA(nn.Module):
             return self.feedback
         return Feedback(MATRIX, values=self.feedback_matrix)
 
-    def stepping_optimizer(self) -> FusedUpdate | None:
-        """The optimizer that claimed this module's fused layers, if it updates in `step`."""
-        optimizer = None if self._optimizer is None else self._optimizer()
-        return optimizer if optimizer is not None and optimizer.update == "step" else None
+    def claimant(self) -> FusedUpdate | None:
+        """The optimizer that claimed this module's fused layers."""
+        return None if self._optimizer is None else self._optimizer()
 
     def optimizer_of(self, parameters: list[Tensor]) -> FusedUpdate | None:
         """The optimizer that updates these parameters of fused layers without their gradients."""

@@ -277,8 +277,13 @@ def hyper(
 def _provider(handle: int) -> _Provider:
     provider = _providers.get(handle)
     if provider is None:
-        raise RuntimeError("the optimizer that this backward pass should step no longer exists")
+        raise no_optimizer()
     return provider
+
+
+def no_optimizer() -> RuntimeError:
+    """It has been deleted since the forward pass."""
+    return RuntimeError("the optimizer that this backward pass should step no longer exists")
 
 
 def _hyper(error: Tensor, handle: int, columns: int, slots: list[int], on_device: bool) -> Tensor:

@@ -237,27 +237,41 @@ def check_unhooked(parameters: Sequence[Tensor]) -> None:
         )
 
 
-class Ledger:
-    """What backward passes left since `zero_grad`.
+class Receiver:
+    """Where the nodes of eager forward passes leave their records.
 
-    ``leaf`` is an input of every node that leaves records: the node's output then requires a
-    gradient, and where autograd would give the leaf none (``backward(inputs=...)``,
-    ``autograd.grad``), there is nothing to record.
+    ``leaf`` is an input of every such node: the node's output then requires a gradient, and where
+    autograd would give the leaf none (``backward(inputs=...)``, ``autograd.grad``), there is
+    nothing to record.
     """
 
     def __init__(self) -> None:
         self.leaf = torch.zeros((), requires_grad=True)
-        self.records: list[Record] = []
         self._accumulates = get_gradient_edge(self.leaf).node
-        self._pending: dict[int, PendingGradient] = {}
-        # Whether each of them counts from the first record on, and has no dense gradient beside.
-        self.plain = True
 
     def wanted(self) -> bool:
         """Whether the backward pass under way accumulates gradients."""
         return torch._C._will_engine_execute_node(self._accumulates)
 
-    def add(self, record: Record) -> None:
+    def expect(self, parameters: list[Tensor]) -> Any:
+        """A forward pass with these parameters is made. What its node hands to `add`."""
+
+    def add(self, record: Record, expected: Any) -> None:
+        """Leave the record of a backward pass."""
+        raise NotImplementedError
+
+
+class Ledger(Receiver):
+    """What backward passes left since `zero_grad`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Record] = []
+        self._pending: dict[int, PendingGradient] = {}
+        # Whether each of them counts from the first record on, and has no dense gradient beside.
+        self.plain = True
+
+    def add(self, record: Record, expected: None) -> None:
         """Leave a record. A parameter whose `.grad` is none, or somebody else's, counts records
         from here on; `.grad` then says that it is pending.
 

@@ -227,8 +227,7 @@ class Recording:
                 plan = known._replace(error_rows=math.prod(batch))
                 optimizer = owner.optimizer_of(parameters)
                 if optimizer is not None:
-                    make = self._deferring if optimizer.update == "step" else self._erring
-                    return make(plan, output, optimizer, parameters, chain, [])
+                    return self._deferring(plan, output, optimizer, parameters, chain, [])
         for point in self.points:
             if point.output.device != output.device:
                 raise _other_device(f"point {point.name!r}", point.output, output)
@@ -266,8 +265,10 @@ class Recording:
             every = self.layers if head is None else [*self.layers, head]
             dtypes = [(fused.inputs.dtype, fused.saved.dtype) for fused in every]
             owner.planned = Planned(plan, parameters, dtypes)
-        if optimizer is not None and optimizer.update == "step":
-            return self._deferring(plan, output, optimizer, parameters, chain, outputs)
+        if optimizer is not None:
+            optimizer.check_plan(plan)
+            if not torch.compiler.is_compiling():
+                return self._deferring(plan, output, optimizer, parameters, chain, outputs)
         return self._erring(plan, output, optimizer, parameters, chain, outputs)
 
     def _erring(
@@ -296,11 +297,12 @@ class Recording:
         chain: list[Tensor],
         points: list[Tensor],
     ) -> Tensor:
-        ledger = optimizer.open_ledger()
+        optimizer.check_alone()
+        receiver = optimizer.receiver
         return self._owned(
             DeferringNode.apply(
-                plan, self.owner.feedback_matrix, output, ledger.leaf, ledger, parameters, chain,
-                *points,
+                plan, self.owner.feedback_matrix, output, receiver.leaf, receiver, parameters,
+                chain, *points,
             )
         )  # fmt: skip
 

@@ -61,6 +61,9 @@ class Repeat:
         self._stepped = updates[0].weight.parameter.dtype
         self._dtypes = [p.dtype for p in self.parameters]
 
+        #: What the parameters have in the place of their gradients.
+        self._gradient = PendingGradient if optimizer.update == "step" else type(None)
+
         # Whose row each distinct one is, and which of them each parameter has.
         self._rows, row_of = distinct_rows(updates)
         self._kind = kind(updates)
@@ -95,7 +98,7 @@ class Repeat:
         if not optimizer.ledger.plain:
             return None
         for p, known, dtype in zip(record.parameters, self.parameters, self._dtypes, strict=True):
-            if p is not known or p.dtype is not dtype or type(p.grad) is not PendingGradient:
+            if p is not known or p.dtype is not dtype or type(p.grad) is not self._gradient:
                 return None
         states = optimizer.state
         if len(states) != len(self._every) or not all(map(is_, states.values(), self._every)):

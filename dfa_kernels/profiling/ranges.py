@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import record_function
 
-from dfa_kernels import autocast, autograd, backends, chain, pending
+from dfa_kernels import autocast, autograd, backends, chain, in_backward, pending
 from dfa_kernels.backends import reference, steps
 from dfa_kernels.module import DFA
 from dfa_kernels.profiling.subject import Subject
@@ -91,7 +91,8 @@ def watched(
         put(chain, "F", layers)
         put(chain, "lowered", layers.lowered)
         put(autograd, "_records", names.of_records(autograd._records))
-        put(pending.Ledger, "add", names.of_ledger(pending.Ledger.add))
+        for receiver in (pending.Ledger, in_backward.Applied):
+            put(receiver, "add", names.of_receiver(receiver.add))
         put(backends, "function", _functions(backends.function, names, open_, called))
         _reference(put, names, open_)
         _launchers(put, open_)
@@ -160,14 +161,14 @@ class Names:
 
         return records
 
-    def of_ledger(self, run: Callable) -> Callable:
+    def of_receiver(self, run: Callable) -> Callable:
         @functools.wraps(run)
-        def add(ledger: Any, record: Any) -> None:
-            if not ledger.records:
+        def add(receiver: Any, record: Any, expected: Any) -> None:
+            if not getattr(receiver, "records", None):  # else others are there still
                 self._of_record.clear()
             for layer in record.layers:
                 self._remember(layer.name, layer.segment.layer)
-            run(ledger, record)
+            run(receiver, record, expected)
 
         return add
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import dfa_kernels as dfa
-from dfa_kernels import autograd, backends, chain, pending
+from dfa_kernels import autograd, backends, chain, in_backward, pending
 from dfa_kernels.backends import reference, steps
 from dfa_kernels.profiling.options import Input, Options
 from dfa_kernels.profiling.ranges import recorded, watched
@@ -16,6 +16,7 @@ from dfa_kernels.throughput.networks import Shape
 
 PATCHED = (
     (chain, "F"), (chain, "lowered"), (autograd, "_records"), (pending.Ledger, "add"),
+    (in_backward.Applied, "add"),
     (backends, "function"), (reference, "_delta"), (steps, "product"), (steps.Step, "add"),
 )  # fmt: skip
 
