@@ -258,6 +258,20 @@ def test_a_master_follows_a_parameter_that_was_written_to(update):
         assert not torch.equal(master[1:], p[1:].float())
 
 
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_master_follows_what_was_written_to_between_the_backward_pass_and_the_step(update):
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.0, update=update, master_weights=True)
+    for x, y in batches(2, torch.bfloat16):
+        F.cross_entropy(net(x).float(), y).backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p.fill_(3.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all((master == 3.0).all() for master in masters(net, optimizer))
+
+
 def test_a_master_that_is_loaded_alone_follows_its_parameter():
     first, second = network(), network(seed=7)
     optimizers = [dfa.optim.SGD(net, lr=0.1, master_weights=True) for net in (first, second)]
