@@ -1,9 +1,5 @@
-"""The conformance suite: what a backend must do to be one of ours.
-
-Three-way oracle. The truth is the reference in fp64; plain PyTorch in the tensors' own dtype shows
-what error that dtype costs; the backend may err twice as much, element by element, plus what
-rounding δ and accumulating in another order may add, which grows as √N.
-"""
+"""The conformance suite: what a backend must do to be one of ours. What its results are compared
+with, and how far off they may be: see `comparison`."""
 
 from __future__ import annotations
 
@@ -29,6 +25,15 @@ from dfa_kernels.backends.contract import (
     Update,
 )
 from dfa_kernels.backends.reference import Reference
+from dfa_kernels.comparison import (
+    check_apart,
+    check_counted,
+    check_near,
+    check_same,
+    rounding_noise,
+    spread_of_terms,
+    uncounted,
+)
 from dfa_kernels.feedback import DISTRIBUTIONS, Feedback
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -179,15 +184,15 @@ def _project(feedback: Feedback, shape: tuple, dtype: torch.dtype, device: torch
     plain = Reference().project(error, feedback, scale, points)
     wide = [p._replace(dtype=torch.float64) for p in points]
     truth = Reference().project(error.double(), feedback, scale, wide)
-    _apart(made, [error])
+    check_apart(made, [error])
     loose = 1e-5 if feedback.distribution == "normal" else 0.0
     for i, point in enumerate(points):
         assert made[i].shape == (rows * point.rows, point.width), f"point {i}: {made[i].shape}"
         assert made[i].dtype == dtype, f"point {i}: {made[i].dtype}"
         spread = error.double().norm(dim=1, keepdim=True).repeat_interleave(point.rows, 0) * scale
         slack = (4 * torch.finfo(dtype).eps + loose) * spread
-        _compare(f"point {i}", made[i], plain[i], truth[i], slack)
-        _same(f"point {i}", made[i], again[i])
+        check_near(f"point {i}", made[i], plain[i], truth[i], slack)
+        check_same(f"point {i}", made[i], again[i])
 
 
 def _gradients(activation: str, shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
@@ -196,42 +201,25 @@ def _gradients(activation: str, shape: tuple, dtype: torch.dtype, device: torch.
     made = ops.gradients(error, feedback, scale, layers, dtype)
     again = ops.gradients(error, feedback, scale, layers, dtype)
     plain = Reference().gradients(error, feedback, scale, layers, dtype)
-    _apart([t for pair in made for t in pair], [error, *(t for x in layers for t in x[:2])])
+    check_apart([t for pair in made for t in pair], [error, *(t for x in layers for t in x[:2])])
     _compare_gradients(made, plain, error, feedback, scale, layers, dtype)
     for i, (ours, same) in enumerate(zip(made, again, strict=True)):
-        _same(f"layer {i} dW", ours[0], same[0])
-        _same(f"layer {i} db", ours[1], same[1])
+        check_same(f"layer {i} dW", ours[0], same[0])
+        check_same(f"layer {i} db", ours[1], same[1])
 
 
 def _compare_gradients(made, plain, error, feedback, scale, layers, dtype) -> None:
     wide = [_wide(layer) for layer in layers]
     truth = Reference().gradients(error.double(), feedback, scale, wide, torch.float64)
     for i, layer in enumerate(wide):
-        spread = _spread(error.double(), feedback, scale, layer)
-        slack = _noise(layer.inputs.shape[0], dtype)
+        spread = spread_of_terms(error.double(), feedback, scale, layer)
+        slack = rounding_noise(layer.inputs.shape[0], dtype)
         assert made[i][0].dtype == made[i][1].dtype == dtype, f"layer {i}: {made[i][0].dtype}"
         for what, ours, theirs, right, s in zip(
             ("dW", "db"), made[i], plain[i], truth[i], spread, strict=True
         ):
             assert ours.shape == right.shape, f"layer {i} {what}: {tuple(ours.shape)}"
-            _compare(f"layer {i} {what}", ours, theirs, right, slack * s)
-
-
-def _noise(rows: int, dtype: torch.dtype) -> float:
-    """What rounding δ once and summing ``rows`` terms in any order may add, in units of the
-    root of the sum of squares of the terms."""
-    return 4 * torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * math.sqrt(rows)
-
-
-def _spread(error: Tensor, feedback: Feedback, scale: float, layer: Layer) -> tuple[Tensor, ...]:
-    """√Σₙ (|δ|·x)² and √Σₙ δ², with |δ| at its largest where f′ multiplies a cancelling sum."""
-    rows = layer.inputs.shape[0]
-    if layer.stream == HEAD:
-        delta = error.abs()
-    else:
-        norm = error.norm(dim=1, keepdim=True).repeat_interleave(layer.rows, 0)
-        delta = (norm * scale).expand(rows, layer.saved.shape[1])
-    return ((delta**2).T @ layer.inputs**2).sqrt(), (delta**2).sum(0).sqrt()
+            check_near(f"layer {i} {what}", ours, theirs, right, slack * s)
 
 
 _HYPERS: dict[str, list[tuple[float, ...]]] = {
@@ -316,10 +304,10 @@ def _step(
     # and by far less wherever the gradient is not small: eps is 1e-3 here.
     gain = 1.0 if rule == "sgd" else 10.0
     size = max((t.abs().max().item() for t in truth if t.numel()), default=1.0)
-    slack = gain * size * _noise(rows, dtype) * math.sqrt(max(rows, 1))
+    slack = gain * size * rounding_noise(rows, dtype) * math.sqrt(max(rows, 1))
     for i, (a, b, c, d) in enumerate(zip(made, plain, truth, again, strict=True)):
-        _compare(f"tensor {i}", a, b, c, torch.full_like(c, slack))
-        _same(f"tensor {i}", a, d)
+        check_near(f"tensor {i}", a, b, c, torch.full_like(c, slack))
+        check_same(f"tensor {i}", a, d)
 
 
 def _with_rows(update: LayerUpdate, row: Any, bias_row: Any) -> LayerUpdate:
@@ -351,7 +339,7 @@ def _copies(rule: str, shape: tuple, dtype: torch.dtype, device: torch.device) -
                 bias = bias._replace(copy=_unwritten(bias.parameter, dtype))
             updates.append(LayerUpdate(weight, bias, [Segment(error, 0.1, layer)]))
         feedback = Feedback("uniform", seed=5)
-        unseen += _uncounted(updates, ops.step_, feedback, rule, updates)
+        unseen += uncounted(updates, ops.step_, feedback, rule, updates)
         made.append([u for weight, bias, _ in updates for u in (weight, bias) if u is not None])
     for i, (ours, plain) in enumerate(zip(*made, strict=True)):
         near = torch.allclose(ours.parameter, plain.parameter, rtol=1e-4, atol=1e-4)
@@ -360,23 +348,7 @@ def _copies(rule: str, shape: tuple, dtype: torch.dtype, device: torch.device) -
             rounded = ours.parameter.to(dtype)
             wrong = int((ours.copy != rounded).sum())
             assert not wrong, f"copy {i}: {wrong} of {rounded.numel()} are not the rounded ones"
-    assert not unseen, _UNCOUNTED.format(unseen)
-
-
-def _uncounted(updates: Sequence[LayerUpdate], step: Callable[..., object], *given: Any) -> int:
-    """Take a step: how many parameters and copies it has written to unseen by a graph that has kept
-    what was there before."""
-    steps = [u for weight, bias, _ in updates for u in (weight, bias) if u is not None]
-    written = [t for u in steps for t in (u.parameter, u.copy) if t is not None]
-    before = [t._version for t in written]
-    step(*given)
-    return sum(t._version == version for t, version in zip(written, before, strict=True))
-
-
-_UNCOUNTED = (
-    "a step wrote to {} parameters and copies without counting it: call "
-    "torch.autograd.graph.increment_version"
-)
+    check_counted(unseen)
 
 
 def _unwritten(parameter: Tensor, dtype: torch.dtype) -> Tensor:
@@ -423,7 +395,7 @@ def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
                 break
             else:
                 whole = error, [x.inputs for x in layers], [x.saved for x in layers], later
-                unseen = _uncounted(updates, run, *whole)
+                unseen = uncounted(updates, run, *whole)
             made.append(
                 [
                     tensor
@@ -435,7 +407,7 @@ def _repeated(rule: str, shape: tuple, device: torch.device) -> None:
             )
         for i, (ours, plain) in enumerate(zip(*made, strict=True) if made else ()):
             assert torch.equal(ours, plain), f"tensor {i}, {hyper}: a repeated step has other bits"
-        assert not unseen, _UNCOUNTED.format(unseen)
+        check_counted(unseen)
 
 
 def _parameter(
@@ -477,36 +449,3 @@ def _not_finite(device: torch.device) -> None:
         assert not finite[4].any(), f"{bad} in row 4 of the error left finite values there"
         finite[4] = True
         assert finite.all(), f"{bad} in row 4 of the error reached other rows"
-
-
-# Comparing ------------------------------------------------------------------------------------
-
-
-def _compare(what: str, made: Tensor, plain: Tensor, truth: Tensor, slack: Tensor) -> None:
-    made, plain = made.double(), plain.double()
-    eps = torch.finfo(torch.float32).eps if made.numel() else 0.0
-    allowed = 2 * (plain - truth).abs() + slack + eps * truth.abs()
-    excess = (made - truth).abs() - allowed
-    wrong = ~(excess <= 0)
-    if not wrong.any():
-        return
-    index = tuple(int(i) for i in wrong.nonzero()[0])
-    raise AssertionError(
-        f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are off; at {index} "
-        f"{made[index].item():.9g}, plain PyTorch {plain[index].item():.9g}, truth "
-        f"{truth[index].item():.9g}, allowed error {allowed[index].item():.3g}"
-    )
-
-
-def _apart(made: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    """Each has memory of its own, as a compiler counts on and whoever writes to a gradient."""
-    places = [t.untyped_storage().data_ptr() for t in (*made, *given) if t.numel()]
-    own = [t.untyped_storage().data_ptr() for t in made if t.numel()]
-    shared = sum(places.count(place) > 1 for place in own)
-    assert not shared, (
-        f"{shared} of {len(made)} results share memory with each other or with an argument"
-    )
-
-
-def _same(what: str, first: Tensor, second: Tensor) -> None:
-    assert torch.equal(first, second), f"{what}: the same inputs gave other bits the second time"

@@ -8,7 +8,7 @@ from dfa_kernels import ops
 from dfa_kernels.activation import ACTIVATIONS
 from dfa_kernels.backends.contract import HEAD, RULES, Layer, LayerUpdate, Segment, Update
 from dfa_kernels.backends.reference import Reference
-from dfa_kernels.testing import _compare, _noise, _spread
+from dfa_kernels.comparison import check_near, rounding_noise, spread_of_terms
 
 FORWARD = {f.name: f for f in ACTIVATIONS}
 
@@ -96,7 +96,7 @@ def check_step(feedback, rule, updates):
             continue
         size = right.abs() + start[i].double().nan_to_num().abs()
         rounding = 2 * torch.finfo(ours.dtype).eps * size
-        _compare(f"tensor {i}", ours, theirs, right, slack[i] + rounding)
+        check_near(f"tensor {i}", ours, theirs, right, slack[i] + rounding)
     return made
 
 
@@ -109,15 +109,15 @@ def check_gradients(error, feedback, scale, layers, dtype=torch.float32):
         error.double(), _wide_feedback(feedback), scale, wide, torch.float64
     )
     for i, layer in enumerate(wide):
-        noise = _noise(layer.inputs.shape[0], _coarsest(error, layers[i].saved))
-        spread = _spread(error.double(), feedback, _entry(feedback) * scale, layer)
+        noise = rounding_noise(layer.inputs.shape[0], _coarsest(error, layers[i].saved))
+        spread = spread_of_terms(error.double(), feedback, _entry(feedback) * scale, layer)
         for what, ours, theirs, right, s in zip(
             ("dW", "db"), made[i], plain[i], truth[i], spread, strict=True
         ):
             assert ours.dtype == dtype
             assert ours.shape == right.shape
             rounding = torch.finfo(dtype).eps * right.abs()
-            _compare(f"layer {i} {what}", ours, theirs, right, noise * s + rounding)
+            check_near(f"layer {i} {what}", ours, theirs, right, noise * s + rounding)
     return made
 
 
@@ -134,7 +134,7 @@ def check_project(error, feedback, scale, points):
             eps += 1e-5
         spread = error.double().norm(dim=1, keepdim=True).repeat_interleave(point.rows, 0)
         size = (spread * abs(scale) * _entry(feedback)).expand_as(truth[i])
-        _compare(f"point {i}", made[i], plain[i], truth[i], eps * size)
+        check_near(f"point {i}", made[i], plain[i], truth[i], eps * size)
     return made
 
 
@@ -207,8 +207,8 @@ def _slack(feedback, rule, updates):
         squares = [0.0, 0.0]
         for error, scale, layer in segments:
             wide = layer._replace(inputs=layer.inputs.double(), saved=layer.saved.double())
-            noise = _noise(layer.inputs.shape[0], _coarsest(error, layer.saved))
-            spread = _spread(error.double(), feedback, _entry(feedback) * scale, wide)
+            noise = rounding_noise(layer.inputs.shape[0], _coarsest(error, layer.saved))
+            spread = spread_of_terms(error.double(), feedback, _entry(feedback) * scale, wide)
             squares = [q + (noise * s) ** 2 for q, s in zip(squares, spread, strict=True)]
         for update, square in zip((weight, bias), squares, strict=True):
             if update is None:
