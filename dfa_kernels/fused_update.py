@@ -221,6 +221,8 @@ class FusedUpdate(UpdatesInBackward):
             stepped = self._step_records() if self.update == "step" else self._end_turn()
             if stepped < sum([len(group["params"]) for group in self.param_groups]):
                 self._step_dense()
+            if self.update == "backward" and not torch.compiler.is_compiling():
+                self._follow_states()
         finally:
             torch._C._set_grad_enabled(recording)
         return loss
@@ -357,11 +359,19 @@ class FusedUpdate(UpdatesInBackward):
                 if gradient is not None:
                     dense = True
                     counted = counted or p in self._fused
+                    if id(p) in self._fresh:
+                        self._leave_to_torch(p)
         if dense:
             masters = nullcontext() if self._masters is None else self._masters.stepped(self)
             groups = as_torch_steps(self, counted) if self.capturable or counted else nullcontext()
             with Hidden(self.param_groups), masters, groups:
                 type(self)._plain_step(self)
+
+    def _leave_to_torch(self, parameter: Tensor) -> None:
+        """Its first step is torch.optim's, which starts a momentum that is not there."""
+        self._fresh.discard(id(parameter))
+        for name in RULES[self.rule].states:
+            self.state[parameter].pop(name, None)
 
     # The forward pass asks ------------------------------------------------------------------
 

@@ -144,8 +144,6 @@ class UpdatesInBackward(torch.optim.Optimizer):
         if turn.compiled and self._masters is not None:
             self._masters.wrote(applied)
         turn.awaiting = turn.compiled = False
-        if not torch.compiler.is_compiling():
-            self._follow_states()
         return len(applied)
 
     def check_plan(self, plan: Plan) -> None:

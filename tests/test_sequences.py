@@ -2,7 +2,9 @@
 chain, the last forward pass's plan, the last step's) change no bit of it, and in fp64 the numbers
 are those of torch.optim over the same network's gradients."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -38,16 +40,19 @@ class World:
     """A network and its optimizer. ``kind``: ``"quick"`` takes every shortcut, ``"plain"`` none;
     ``"torch"`` is torch.optim over whole gradients."""
 
-    def __init__(self, kind, network, rule, masters, dtype):
+    def __init__(self, kind, network, rule, masters, dtype, update="step"):
         torch.manual_seed(0)
         self.net = dfa.DFA(network()).to(dtype)
         self.kind, self.dtype, self.autocast = kind, dtype, False
+        self.update = update
         self.data = torch.Generator().manual_seed(1)
         name, numbers = rule
         if kind == "torch":
             self.optimizer = getattr(torch.optim, name)(self.net.parameters(), **numbers)
         else:
-            self.optimizer = getattr(dfa.optim, name)(self.net, master_weights=masters, **numbers)
+            self.optimizer = getattr(dfa.optim, name)(
+                self.net, master_weights=masters, update=update, **numbers
+            )
         if kind == "plain":
             self.net._chain = None
 
@@ -80,7 +85,10 @@ class World:
 
     def numbers(self):
         own = [*self.net.parameters()]
-        states = [self.optimizer.state.get(p, {}) for p in own]
+        # Those of a frozen layer may be there already.
+        unbegun = getattr(self.optimizer, "_fresh", ())
+        states = [self.optimizer.state.get(p, {}) for p in own if id(p) not in unbegun]
+        states = [s for s in states if s.get("step", 1) > 0]
         return [p.detach() for p in own] + [s[k] for s in states for k in sorted(s)]
 
 
@@ -318,19 +326,25 @@ ROWS = st.sampled_from([0, 1, 4, 7])
 SOME = st.integers(1, 9)
 
 
+class Action(NamedTuple):
+    function: Callable[..., None]
+    drawn: dict
+
+    def __repr__(self):
+        return f"{self.function.__name__}({self.drawn})"
+
+
 def action(function, **drawn):
-    return st.fixed_dictionaries(drawn).map(lambda numbers: (function, numbers))
+    return st.fixed_dictionaries(drawn).map(lambda numbers: Action(function, numbers))
 
 
-ACTIONS = st.one_of(
-    action(train_twice_over, steps=st.integers(1, 3), rows=SOME),
-    action(train_and_keep_the_gradients, steps=st.integers(1, 3), rows=SOME),
+#: Of one forward and one backward pass a step.
+SIMPLE = [
     action(zero, to_none=st.booleans()),
     action(zero_by_the_module),
     action(look, rows=ROWS),
     action(start_and_leave, rows=ROWS),
     action(ask_for_one_gradient, rows=SOME),
-    action(go_back_twice, rows=SOME),
     action(step_by_a_closure, rows=SOME),
     action(fail_in_the_forward_pass),
     action(change_the_rate, rate=st.sampled_from([0.05, 0.01, 0.0]), as_tensor=st.booleans()),
@@ -340,11 +354,6 @@ ACTIONS = st.one_of(
     action(shrink_the_weights),
     action(exchange_data, layer=LAYER),
     action(freeze_or_thaw, layer=st.integers(0, 2), whole=st.booleans()),
-    action(drop_a_gradient, layer=LAYER, rows=SOME),
-    action(give_a_gradient, layer=LAYER, rows=SOME),
-    action(add_a_penalty, layer=LAYER, rows=SOME, first=st.booleans()),
-    action(drop_a_gradient_between, layer=LAYER, rows=SOME),
-    action(add_to_a_gradient, layer=LAYER, rows=SOME, alpha=st.sampled_from([1, 0.1])),
     action(watch_a_gradient, layer=LAYER, steps=st.integers(1, 3)),
     action(exchange_weights),
     action(exchange_a_state, layer=LAYER),
@@ -356,11 +365,22 @@ ACTIONS = st.one_of(
     action(set_the_counts_back, layer=LAYER),
     action(in_groups),
     action(toggle_autocast),
-)
+]
+#: Several, or a gradient is looked for where update="backward" has none.
+OTHERS = [
+    action(train_twice_over, steps=st.integers(1, 3), rows=SOME),
+    action(train_and_keep_the_gradients, steps=st.integers(1, 3), rows=SOME),
+    action(go_back_twice, rows=SOME),
+    action(drop_a_gradient, layer=LAYER, rows=SOME),
+    action(give_a_gradient, layer=LAYER, rows=SOME),
+    action(add_a_penalty, layer=LAYER, rows=SOME, first=st.booleans()),
+    action(drop_a_gradient_between, layer=LAYER, rows=SOME),
+    action(add_to_a_gradient, layer=LAYER, rows=SOME, alpha=st.sampled_from([1, 0.1])),
+]
 
 RULES = [
     ("SGD", {"lr": 0.05}),
-    ("SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "dampening": 0.5}),
     ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
     ("AdamW", {"lr": 0.01}),
 ]
@@ -376,6 +396,8 @@ def run(worlds, actions, same):
         for world in worlds:
             train(world, 3, 5)
             function(world, **drawn)
+            if world.update == "backward":
+                world.optimizer.zero_grad()  # leave a pass that was only made
         assert_same(*worlds, same)
     for world in worlds:
         train(world, 3, 5)
@@ -394,9 +416,12 @@ def bits(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
+ACTIONS = st.lists(st.one_of(SIMPLE + OTHERS), min_size=1, max_size=8)
+
+
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("network", [chain, Tower])
-@given(actions=st.lists(ACTIONS, min_size=1, max_size=8), low=st.booleans())
+@given(actions=ACTIONS, low=st.booleans())
 @EVERY
 def test_no_shortcut_changes_a_bit(network, rule, actions, low):
     dtype = torch.bfloat16 if low else torch.float32
@@ -410,8 +435,31 @@ def close(a, b):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("network", [chain, Tower])
-@given(actions=st.lists(ACTIONS, min_size=1, max_size=8))
+@given(actions=ACTIONS)
 @EVERY
 def test_the_numbers_are_those_of_torch_optim(network, rule, actions):
     worlds = [World(kind, network, rule, False, torch.float64) for kind in ("quick", "torch")]
+    run(worlds, actions, close)
+
+
+IN_BACKWARD = st.lists(st.one_of(SIMPLE), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("network", [chain, Tower])
+@given(actions=IN_BACKWARD, low=st.booleans())
+@EVERY
+def test_no_shortcut_of_an_update_in_the_backward_pass_changes_a_bit(network, rule, actions, low):
+    dtype = torch.bfloat16 if low else torch.float32
+    worlds = [World(kind, network, rule, low, dtype, "backward") for kind in ("quick", "plain")]
+    run(worlds, actions, bits)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("network", [chain, Tower])
+@given(actions=IN_BACKWARD)
+@EVERY
+def test_the_numbers_of_an_update_in_the_backward_pass(network, rule, actions):
+    kinds = ("quick", "backward"), ("torch", "backward")
+    worlds = [World(kind, network, rule, False, torch.float64, how) for kind, how in kinds]
     run(worlds, actions, close)
