@@ -98,9 +98,9 @@ class FusedUpdate(UpdatesInBackward):
     def _follow_counts(self) -> None:
         """Put step counts that were loaded where they are looked for."""
 
-    def _follow_groups(self, closely: bool = True) -> None:
+    def _follow_groups(self, closely: bool = True) -> bool:
         """Notice groups that were exchanged or grew without `add_param_group`, as torch does; and
-        ``closely``, that their parameters were exchanged."""
+        ``closely``, that their parameters were exchanged. Whether they were."""
         groups = self.param_groups
         if len(groups) == len(self._known):
             for group, (known, before) in zip(groups, self._known):  # noqa: B905 (a step's time)
@@ -110,8 +110,9 @@ class FusedUpdate(UpdatesInBackward):
                 if closely and not all(map(is_, own, before)):
                     break
             else:
-                return
+                return False
         self._prepare()
+        return True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch.

@@ -270,14 +270,14 @@ class UpdatesInBackward(torch.optim.Optimizer):
         """The rule's table for a compiled backward pass that steps these parameters now.
 
         Raises:
-            RuntimeError: the states that it would write to are no longer the optimizer's; and see
-                `_check_turn`.
+            RuntimeError: the groups or the states are no longer those that the forward pass knew;
+                and see `_check_turn`.
         """
-        if self._follow_states():
+        if self._follow_groups() or self._follow_states():
             raise RuntimeError(
-                f"the states of this {type(self).__name__} were exchanged, or a momentum began or "
-                "ended, and the compiled forward pass knows those before: zero_grad(), and run it "
-                "again"
+                f"the groups or states of this {type(self).__name__} were exchanged, or a momentum "
+                "began or ended, and the compiled forward pass knows those before: zero_grad(), "
+                "and run it again"
             )
         chosen = [self._slots[i] for i in slots]
         parameters = [slot.parameter for slot in chosen]
@@ -300,6 +300,9 @@ class UpdatesInBackward(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _write_rows(self, parameters: list[Tensor]) -> None:
+        raise NotImplementedError
+
+    def _follow_groups(self) -> bool:
         raise NotImplementedError
 
     def _counts_of(self, parameters: list[Tensor]) -> list[Tensor]:

@@ -110,8 +110,9 @@ class DFA(nn.Module):
         # A fused layer asks for its name: those that are points, and those that may be the head.
         head = error_name or _last_of_sequential(model)
         fused = (*self.point_names, head) if head else self.point_names
-        self._fused = {names[n]: n for n in fused if isinstance(names[n], Linear)}
-        owned = [p for layer in self._fused for p in layer.parameters()]
+        self._fused = {n: m for n in fused if isinstance(m := names[n], Linear)}
+        self._names = self._by_id()
+        owned = [p for layer in self.fused_layers() for p in layer.parameters()]
         self.tied = len(set(owned)) < len(owned)
         self._chain: Any = self._as_chain()
         self.planned: Planned | None = None  # of the last forward pass with a fused optimizer
@@ -209,10 +210,7 @@ class DFA(nn.Module):
 
     def replaced(self, name: str) -> bool:
         """Whether the point of this name is another module now."""
-        if name in self._cuts:
-            was = self._cuts[name][0]
-        else:
-            was = next(layer for layer, of in self._fused.items() if of == name)
+        was = self._cuts[name][0] if name in self._cuts else self._fused[name]
         try:
             now = self.module.get_submodule(name)
         except AttributeError:  # nothing is there now, or it was wrapped
@@ -221,7 +219,12 @@ class DFA(nn.Module):
 
     def name_of(self, layer: Linear) -> str | None:
         """The name of a fused layer that is one of this module's points, or may be its head."""
-        return self._fused.get(layer)
+        return self._names.get(id(layer))
+
+    def _by_id(self) -> dict[int, str]:
+        """The fused layers' names. Of a layer that is a dictionary's key, torch.compile would guard
+        nothing but its parameters' being the same objects."""
+        return {id(layer): name for name, layer in self._fused.items()}
 
     def cuts(self, name: str) -> bool:
         """Whether a forward hook cuts the output of this layer where it is not fused."""
@@ -244,7 +247,7 @@ class DFA(nn.Module):
         return module, handle.id, hook
 
     def _keep_cuts_last(self) -> None:
-        for layer, name in self._fused.items():
+        for name, layer in self._fused.items():
             if layer._forward_hooks and name in self._streams:
                 self._cut_last(name, layer)
         for name, (module, _, _) in self._cuts.items():
@@ -281,9 +284,9 @@ class DFA(nn.Module):
         """From now on ``optimizer`` steps the fused layers."""
         self._optimizer = weakref.ref(optimizer)
 
-    def fused_layers(self) -> dict[Linear, str]:
-        """The layers that are, or may be, fused, and their names."""
-        return self._fused
+    def fused_layers(self) -> list[Linear]:
+        """The layers that are, or may be, fused."""
+        return list(dict.fromkeys(self._fused.values()))
 
     # State ----------------------------------------------------------------------------------
 
@@ -293,6 +296,7 @@ class DFA(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._names = self._by_id()
         self._owner.of = weakref.ref(self)
 
     def get_extra_state(self) -> dict[str, object]:

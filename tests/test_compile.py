@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import dfa_kernels as dfa
+from dfa_kernels.in_backward import UPDATES_COMPILE
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +128,43 @@ def test_an_embedding_and_frozen_layers():
     net = dfa.DFA(Classifier())
     net.module.second.requires_grad_(False)
     agree(net, [torch.randint(0, 11, (6,))])
+
+
+def _frozen(net):
+    net.module[2].weight.requires_grad_(False)
+
+
+def _cast(net):
+    net.double()
+
+
+def _exchanged(net):
+    net.module[2].weight = nn.Parameter(torch.ones(6, 7))
+
+
+@both
+@pytest.mark.parametrize("change", [_frozen, _cast, _exchanged])
+@pytest.mark.parametrize("optimized", [False, True])
+def test_a_network_that_is_changed_is_compiled_again(change, optimized, fused):
+    net = wrap(mlp((5, 7, 6, 3)), fused)
+    nets = [net, copy.deepcopy(net)]
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    runs = compiled, nets[1]
+    kind = dfa.optim.SGD if optimized and fused and UPDATES_COMPILE else None
+    optimizers = [
+        kind(net, lr=0.1, update="backward") if kind else torch.optim.SGD(net.parameters(), lr=0.1)
+        for net in nets
+    ]
+    for i in range(4):
+        x, error = torch.randn(4, 5), torch.randn(4, 3)
+        for net, run, optimizer in zip(nets, runs, optimizers, strict=True):
+            if i == 2:
+                change(net)
+            dtype = net.module[0].weight.dtype
+            optimizer.zero_grad()
+            run(x.to(dtype)).backward(error.to(dtype))
+            optimizer.step()
+    assert_same(list(nets[0].parameters()), list(nets[1].parameters()), rtol=1e-6, atol=1e-6)
 
 
 @both

@@ -291,8 +291,14 @@ def _compiled(net, optimizer):
     return run
 
 
+def _a_parameter_is_taken_away(net, optimizer):
+    optimizer.param_groups[0]["params"].pop()
+
+
 @pytest.mark.skipif(not UPDATES_COMPILE, reason="a compiled update needs torch 2.12")
-@pytest.mark.parametrize("change", [_cleared, _exchanged, _momentum_begins, _momentum_ends])
+@pytest.mark.parametrize(
+    "change", [_cleared, _exchanged, _momentum_begins, _momentum_ends, _a_parameter_is_taken_away]
+)
 def test_a_compiled_pass_with_other_states_than_the_optimizers_is_refused_once(change):
     """It would write to those that are no longer anybody's."""
     nets = [network() for _ in range(2)]
