@@ -67,6 +67,7 @@ class Contestant(NamedTuple):
 
 CONTESTANTS = {
     "ours": Contestant(contestants.ours, 1),
+    'ours, update="backward"': Contestant(contestants.in_backward, 1),
     'ours, torch.compile\'d, update="backward"': Contestant(contestants.ours_compiled, None),
     "eager backpropagation": Contestant(contestants.eager, 0),
     "torch.compile'd backpropagation": Contestant(contestants.compiled, None),
