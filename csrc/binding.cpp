@@ -232,7 +232,7 @@ Given given_of(const py::tuple& repeated) {
 bool run_plain_step(const py::list& numbers, const py::capsule& exchange, const py::object& values,
                     const py::sequence& updates, const py::dict& codes,
                     const py::function& columns, const py::object& scratch,
-                    const py::object& repeated) {
+                    const py::object& repeated, const py::object& written) {
     Reader from(numbers);
     const Where where(from);
     const bool cpu = from.between("whether tensors are the CPU's", 0, 1) != 0;
@@ -246,7 +246,8 @@ bool run_plain_step(const py::list& numbers, const py::capsule& exchange, const 
     const Tensors tensors(exchange.get_pointer(), cpu ? -1 : where.device);
     Given given;
     if (!repeated.is_none()) given = given_of(repeated);
-    PlainStep step(table, tensors, codes, columns, repeated.is_none() ? nullptr : &given);
+    PlainStep step(table, tensors, codes, columns, repeated.is_none() ? nullptr : &given,
+                   PyList_Check(written.ptr()) ? written.ptr() : nullptr);
     if (!step.take(updates)) return false;
     Matrix matrix;
     if (!values.is_none()) {
@@ -291,10 +292,11 @@ PYBIND11_MODULE(_core, module) {
     module.def("plain_step", run_plain_step,
                "Start a step of plain tensors as contract.LayerUpdate has them, with a user's B or "
                "None; False: it is not plain. Scratch as for `update`. repeated: None, or "
-               "(error, inputs, saved, rows) of a step that the updates hold the rest of.",
+               "(error, inputs, saved, rows) of a step that the updates hold the rest of. written: "
+               "None, or a list that what is written to is added to.",
                py::arg("numbers"), py::arg("exchange"), py::arg("values"), py::arg("updates"),
                py::arg("codes"), py::arg("columns"), py::arg("scratch"),
-               py::arg("repeated") = py::none());
+               py::arg("repeated") = py::none(), py::arg("written") = py::none());
     module.def("project_tile", [](int compute, bool large) {
         return as_tuple(project_tile(static_cast<Compute>(compute), large));
     });

@@ -29,10 +29,16 @@ class PlainStep {
     UpdateTable& table;
     double scale[kUpdateSegments];  // of the segments' projections, without their √repeat
 
-    // `given`: null where the updates hold everything.
+    // `given`: null where the updates hold everything; `written`: a list that what the step writes
+    // to is added to, or null.
     PlainStep(UpdateTable& filled, const Tensors& tensors, const py::dict& codes,
-              const py::function& columns, const Given* given)
-        : table(filled), tensors_(tensors), codes_(codes.ptr()), columns_(columns), given_(given) {}
+              const py::function& columns, const Given* given, PyObject* written)
+        : table(filled),
+          tensors_(tensors),
+          codes_(codes.ptr()),
+          columns_(columns),
+          given_(given),
+          written_(written) {}
 
     // Whether the table holds all of `updates`, of contract.LayerUpdate.
     bool take(const py::sequence& updates) {
@@ -104,6 +110,7 @@ class PlainStep {
             PyTuple_GET_SIZE(states) > 2)
             return false;
         out.parameter = parameter.data;
+        writes(PyTuple_GET_ITEM(update, 0));
         for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(states); ++i) {
             PyObject* const state = PyTuple_GET_ITEM(states, i);
             if (!tensors_.empty(state) &&
@@ -124,7 +131,13 @@ class PlainStep {
             matrix.stride != parameter.stride || !same(known, type, matrix.type))
             return false;
         out = matrix.data;
+        writes(object);
         return true;
+    }
+
+    void writes(PyObject* tensor) {
+        if (written_ != nullptr && PyList_Append(written_, tensor) != 0)
+            throw py::error_already_set();
     }
 
     // Numbers, or in all of a step a row in memory.
@@ -219,6 +232,7 @@ class PlainStep {
     PyObject* codes_;
     const py::function& columns_;
     const Given* const given_;
+    PyObject* const written_;
     int64_t widest_error_ = 0, widest_input_ = 0;
     PyObject* hyper_[kUpdateRows];
     int rows_ = 0, segments_ = 0;

@@ -30,7 +30,7 @@ def test_cudas_launches_start_there(devices, monkeypatch):
         def update(self, numbers, scratch):
             self.started.append(devices[-1])
 
-    monkeypatch.setattr(launch, "stream_of", lambda device, index: 0)
+    monkeypatch.setattr(launch, "stream_of", lambda gpu: 0)
     there, launcher = torch.device("cuda", 1), launch.Launcher(Core())
     monkeypatch.setattr(launcher, "scratch", lambda device, stream: None)
     launcher.run(

@@ -71,8 +71,9 @@ class Kernels(backend.Kernels):
         return super().gradients(error, feedback, scale, layers, dtype)
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
-        if self._run_plainly(feedback, rule, updates):
-            increment_version(written(updates))
+        counted: list[Tensor] = []
+        if self._run_plainly(feedback, rule, updates, counted=counted):
+            increment_version(counted)
         else:
             super().step_(feedback, rule, updates)
 
@@ -103,7 +104,9 @@ class Kernels(backend.Kernels):
         rule: str,
         updates: Sequence[LayerUpdate],
         repeated: tuple | None = None,
+        counted: list[Tensor] | None = None,
     ) -> bool:
+        """Whether it could be. ``counted``: what it has written to is added to it."""
         if not updates or self._exchange is None:
             return False
         weight, _, segments = updates[0]
@@ -112,14 +115,14 @@ class Kernels(backend.Kernels):
             full = repeated[0].dtype is torch.float32
         else:
             full = bool(segments) and segments[0].error.dtype is torch.float32
-        ordinal, multiprocessors = rules.device_of(device)
-        stream = stream_of(device, ordinal)
+        ordinal, multiprocessors, is_gpu = rules.device_of(device)
+        stream = stream_of(ordinal) if is_gpu else 0
         numbers = [
-            ordinal, stream, multiprocessors, device.type == "cpu",
+            ordinal, stream, multiprocessors, not is_gpu,
             rules.DISTRIBUTIONS[feedback.distribution], feedback.seed, rules.RULES[rule],
             full and tf32_allowed(), rules.widest_input(),
         ]  # fmt: skip
         scratch = self._launcher.scratch(device, stream)
         given = numbers, self._exchange, feedback.values, updates
         with current(device):
-            return self._plain(*given, CODES, _COLUMNS[rule], scratch, repeated)
+            return self._plain(*given, CODES, _COLUMNS[rule], scratch, repeated, counted)

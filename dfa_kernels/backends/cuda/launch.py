@@ -43,7 +43,7 @@ class Launcher(threading.local):
         """
         with current(device):
             for kernel, index, multiprocessors, table, _ in launches:
-                stream = stream_of(device, index)
+                stream = stream_of(index) if device.type == "cuda" else 0
                 numbers = [index, stream, multiprocessors, *table]
                 if kernel == "project":
                     self._project(numbers)
@@ -92,6 +92,6 @@ class Scratch:
         self._addresses = self._floats.data_ptr(), self.counters.data_ptr()
 
 
-def stream_of(device: torch.device, index: int) -> int:
-    """The current stream's handle."""
-    return torch._C._cuda_getCurrentRawStream(index) if device.type == "cuda" else 0
+def stream_of(gpu: int) -> int:
+    """The current stream's handle, of a GPU by its number."""
+    return torch._C._cuda_getCurrentRawStream(gpu)
