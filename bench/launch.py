@@ -141,8 +141,15 @@ fp32 parameters; `gradients` allocates {2 * LAYERS + 2} tensors. No GPU: the dri
 device's time are not in it."""
 
 
-def page(side: Any, rows: Sequence[tuple[str, ...]]) -> str:
-    """What is written; ``side``: a module of this benchmark."""
+def yardstick(repeats: int) -> Spread:
+    """What the smallest call of torch takes here: another machine, and
+    this one on another day, takes half as long again."""
+    one = torch.ones(1)
+    return timed([Run("add", "", {}, lambda: torch.add(one, one))], repeats)[0]
+
+
+def page(side: Any, rows: Sequence[tuple[str, ...]], smallest: Spread) -> str:
+    """What is written; ``side``: a module of this benchmark; ``smallest``: of `yardstick`."""
     env = environment.describe()
     lines = [
         f"# Host time of {side.SUBJECT}",
@@ -150,7 +157,8 @@ def page(side: Any, rows: Sequence[tuple[str, ...]]) -> str:
         f"Written by `python -m bench.launch {side.__name__.rsplit('_')[-1]}`.",
         *side.ABOUT.splitlines(),
         "What is compared was timed in turns; the machine's load average was "
-        f"{os.getloadavg()[0]:.0f} then.",
+        f"{os.getloadavg()[0]:.0f} then,",
+        f"and torch.add of two tensors of one element took {shown(smallest)} µs.",
         "",
         f"{env['processor']}, {env['cores']} cores; {side.versions()}, torch {env['torch']}, "
         f"Python {env['python']}, dfa_kernels {env['dfa_kernels']}; {env['date']}.",
@@ -173,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for name in (options.side,) if options.side else SIDES:
         side = importlib.import_module(f"bench.launch_{name}")
-        text = page(side, side.measure(options.repeats))
+        text = page(side, side.measure(options.repeats), yardstick(options.repeats))
         (out / side.PAGE).write_text(text)
         print(text)
     return 0

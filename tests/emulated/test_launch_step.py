@@ -18,12 +18,16 @@ def test_a_whole_step_is_timed_beside_its_rival(precision, tmp_path, monkeypatch
     monkeypatch.setattr(launch_step, "CONTESTANTS", rivals)
     assert launch.main(["step", "--repeats", "2", "--out", str(tmp_path)]) == 0
     page = (tmp_path / "launch_step.md").read_text()
+    assert re.search(
+        r"^and torch.add of two tensors of one element took [\d.]+ \(.+\) µs\.$", page, re.M
+    )
     rows = re.findall(r"^\| two layers \| (\S+) \| (.+?) \| (\d+) \| ([\d.]+)", page, re.MULTILINE)
-    expected = ["ours", "eager backpropagation"]
+    expected = ["ours", 'ours, update="backward"', "eager backpropagation"]
     if precision == "float32":
         expected.append("no update")
     assert [(how, who) for how, who, *_ in rows] == [(precision, who) for who in expected]
-    ours, theirs, *none = (int(kernels) for *_, kernels, _ in rows)
+    ours, in_backward, theirs, *none = (int(kernels) for *_, kernels, _ in rows)
+    assert in_backward == ours
     # All of ours but the update and its count.
     assert none == ([ours - 2] if precision == "float32" else [])
     # Ours: products and activations (5), loss (2), its backward (2) from a one, a count, `update`;
