@@ -42,8 +42,12 @@ class FusedUpdate(UpdatesInBackward):
         self._rows = DeviceRows(len(RULES[self.rule].hyper)) if capturable else None
         self._masters = Masters() if master_weights else None
         self._fresh: set[int] = set()
+        #: The fused parameters, each with the name of its layer.
         self._fused = {
-            p for net in nets for layer in net.fused_layers() for p in layer.parameters()
+            p: name
+            for net in nets
+            for name, layer in net.fused_layers().items()
+            for p in layer.parameters()
         }
         self._shared = _shared_biases(nets)
         self.ledger = Ledger()
@@ -411,7 +415,7 @@ def _shared_biases(nets: tuple[DFA, ...]) -> set[int]:
     one bias for one weight, would step them twice."""
     partners: dict[int, set[int]] = {}
     for net in nets:
-        for layer in net.fused_layers():
+        for layer in net.fused_layers().values():
             own = layer._parameters  # what is computed by a parametrization is nobody else's
             if own.get("bias") is not None:
                 partners.setdefault(id(own["bias"]), set()).add(id(own.get("weight", layer)))

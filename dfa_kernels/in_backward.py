@@ -17,7 +17,7 @@ from dfa_kernels import ops
 from dfa_kernels.autograd import Plan
 from dfa_kernels.backends.contract import RULES
 from dfa_kernels.master import MASTER, Masters
-from dfa_kernels.pending import Receiver, Record, check_unhooked
+from dfa_kernels.pending import Ledger, PendingGradient, Receiver, Record, check_unhooked
 
 
 class _Slot(NamedTuple):
@@ -93,8 +93,9 @@ class UpdatesInBackward(torch.optim.Optimizer):
     rule: str
     update: str
     capturable: bool
+    ledger: Ledger
     _masters: Masters | None
-    _fused: set[Tensor]
+    _fused: dict[Tensor, str]
 
     def _start_turns(self) -> None:
         self._turn = _Turn()
@@ -126,6 +127,10 @@ class UpdatesInBackward(torch.optim.Optimizer):
     def _slot_of(self, parameter: Tensor, group: dict[str, Any]) -> _Slot:
         return _Slot(parameter, group, self._master(parameter), self._states(parameter, group))
 
+    def _name_of(self, parameter: Tensor) -> str:
+        """The name of the layer that it was of."""
+        return self._fused[parameter]
+
     def _leave_turn(self) -> None:
         """No backward pass will come of the forward pass before: there may be another."""
         if not self._turn.applied:
@@ -138,7 +143,11 @@ class UpdatesInBackward(torch.optim.Optimizer):
             RuntimeError: one of them has got a gradient too.
         """
         turn = self._turn
-        _check_without_gradient(turn.applied)
+        for p in turn.applied:
+            if type(p.grad) is not PendingGradient or p.grad.dense is not None:
+                _check_without_gradient([p])
+        for p in turn.applied:
+            p.grad = None
         applied, turn.applied = turn.applied, []
         self._advance(applied, self._counts_of(applied))
         if turn.compiled and self._masters is not None:
@@ -205,6 +214,8 @@ class UpdatesInBackward(torch.optim.Optimizer):
             torch._C._set_grad_enabled(recording)
         if self._masters is not None:
             self._masters.wrote(self._turn.applied)
+        for p in self._turn.applied:
+            self.ledger.put(p, record.name_of).dense = None
 
     def _check_turn(self, parameters: list[Tensor]) -> None:
         """Refuse a backward pass that cannot be the step's.
@@ -286,6 +297,8 @@ class UpdatesInBackward(torch.optim.Optimizer):
         self._write_rows(parameters)
         self._turn.applied = parameters
         self._turn.compiled = True
+        for p in parameters:
+            self.ledger.put(p, self._name_of).dense = None
         return made
 
     # What `FusedUpdate` defines ------------------------------------------------------------

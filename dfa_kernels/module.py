@@ -112,7 +112,7 @@ class DFA(nn.Module):
         fused = (*self.point_names, head) if head else self.point_names
         self._fused = {n: m for n in fused if isinstance(m := names[n], Linear)}
         self._names = self._by_id()
-        owned = [p for layer in self.fused_layers() for p in layer.parameters()]
+        owned = [p for layer in self._fused.values() for p in layer.parameters()]
         self.tied = len(set(owned)) < len(owned)
         self._chain: Any = self._as_chain()
         self.planned: Planned | None = None  # of the last forward pass with a fused optimizer
@@ -284,9 +284,9 @@ class DFA(nn.Module):
         """From now on ``optimizer`` steps the fused layers."""
         self._optimizer = weakref.ref(optimizer)
 
-    def fused_layers(self) -> list[Linear]:
-        """The layers that are, or may be, fused."""
-        return list(dict.fromkeys(self._fused.values()))
+    def fused_layers(self) -> dict[str, Linear]:
+        """The layers that are, or may be, fused, by their names."""
+        return self._fused
 
     # State ----------------------------------------------------------------------------------
 

@@ -1,15 +1,16 @@
 """Gradients that a fused update never makes, and what stands in their place.
 
 With an optimizer of `dfa_kernels.optim`, a backward pass leaves one `Record` for the whole network
-in the optimizer's `Ledger`. The `.grad` of each fused parameter is a `PendingGradient`: its
-elements do not exist, and whatever asks for them is refused in one sentence, so that nothing
-(clipping, scaling, averaging) passes over them silently.
+in the optimizer's `Ledger`, or has it applied at once. The `.grad` of each fused parameter is a
+`PendingGradient` until the optimizer's step: its elements do not exist, and whatever asks for them
+is refused in one sentence, so that nothing (clipping, scaling, averaging) passes over them
+silently.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -288,14 +289,7 @@ class Ledger(Receiver):
                 if gradient.ledger() is self:
                     continue
                 gradient = gradient.dense
-            made = self._pending.get(id(p))
-            try:
-                p.grad = made
-            except RuntimeError:  # the parameter was moved or cast since
-                made = None
-            if made is None:
-                made = self._pending[id(p)] = PendingGradient.of(p, record.name_of(p), self)
-                p.grad = made
+            made = self.put(p, record.name_of)
             if held or gradient is not None:
                 self.plain = False
             if not self.plain:
@@ -303,3 +297,17 @@ class Ledger(Receiver):
         if not plain and not held:
             self.plain = all(m.start == 0 and m.dense is None for m in self._pending.values())
         self.records.append(record)
+
+    def put(self, parameter: Tensor, name_of: Callable[[Tensor], str]) -> PendingGradient:
+        """Say by the parameter's `.grad` that it is pending; ``name_of``: its layer."""
+        made = self._pending.get(id(parameter))
+        try:
+            parameter.grad = made
+        except RuntimeError:  # the parameter was moved or cast since
+            made = None
+        if made is None:
+            made = self._pending[id(parameter)] = PendingGradient.of(
+                parameter, name_of(parameter), self
+            )
+            parameter.grad = made
+        return made

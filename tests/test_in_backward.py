@@ -281,6 +281,9 @@ def test_a_gradient_of_an_earlier_backward_pass_is_refused(made):
 # Under torch.compile ------------------------------------------------------------------------------
 
 
+COMPILES = pytest.mark.skipif(not UPDATES_COMPILE, reason="a compiled update needs torch 2.12")
+
+
 def _compiled(net, optimizer):
     torch._dynamo.reset()
     run = torch.compile(net, backend="aot_eager", fullgraph=True)
@@ -295,7 +298,7 @@ def _a_parameter_is_taken_away(net, optimizer):
     optimizer.param_groups[0]["params"].pop()
 
 
-@pytest.mark.skipif(not UPDATES_COMPILE, reason="a compiled update needs torch 2.12")
+@COMPILES
 @pytest.mark.parametrize(
     "change", [_cleared, _exchanged, _momentum_begins, _momentum_ends, _a_parameter_is_taken_away]
 )
@@ -322,3 +325,21 @@ def test_a_compiled_pass_with_other_states_than_the_optimizers_is_refused_once(c
             optimizer.step()
     for a, b in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=COMPILES)])
+def test_what_was_applied_is_no_gradient_to_clip(compiles):
+    """Until the step, after which there is none."""
+    net = network()
+    optimizer = dfa.optim.SGD(net, lr=0.1, update="backward")
+    run = _compiled(net, optimizer) if compiles else net
+    for x, y in batches(3):
+        F.cross_entropy(run(x), y).backward()
+        with pytest.raises(RuntimeError, match="gradient of '0'.*: leave clipping"):
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        assert all(p.grad is None for p in net.parameters())
+    F.cross_entropy(run(x), y).backward()
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+    optimizer.step()

@@ -108,7 +108,7 @@ class Setting(NamedTuple):
     def fused_optimizer(self, net: dfa.DFA, update: str = "step") -> torch.optim.Optimizer:
         """Ours, and of what is not a fused layer the fastest of torch.optim's."""
         kind: Any = dfa.optim.SGD if self.rule == "sgd" else dfa.optim.AdamW
-        fused = {p for layer in net.fused_layers() for p in layer.parameters()}
+        fused = {p for layer in net.fused_layers().values() for p in layer.parameters()}
         rest = [p for p in net.parameters() if p not in fused]
         how = self._fastest(rest) if rest else {}
         return kind(net, **self.rates, **self.captured, **how, update=update)
