@@ -43,7 +43,7 @@ def rates(device: torch.device, dtype: torch.dtype) -> Rates:
     flops = HALF
     if dtype is torch.float32:
         flops = TF32 if tf32_allowed() else FULL
-    _, multiprocessors = rules.device_of(device)
+    multiprocessors = rules.device_of(device).multiprocessors
     return Rates(multiprocessors * flops, multiprocessors * BYTES)
 
 
