@@ -39,7 +39,7 @@ class SGD(FusedUpdate, torch.optim.SGD):
         foreach, fused: as in torch, of the step of what is not a fused layer.
         update: ``"step"``; or ``"backward"``, which applies the update inside ``backward()``:
             activations are freed at once and the whole step compiles, at the price of one
-            forward pass a step.
+            forward pass a step, and of fused parameters that nothing else gives a gradient to.
         master_weights: step an fp32 master of every bf16 and fp16 parameter, with fp32 states, and
             write the parameter as its rounded copy, in the same pass where it is a fused layer's.
             The master is ``state[p]["master"]``. A parameter that was written to since the last
