@@ -44,9 +44,9 @@ class Plan(NamedTuple):
 
     ``error_rows``, ``error_width``: N and E of the flattened error. ``parameters``,
     ``chain``, ``states``: how many of each follow the points among the node's tensors.
-    ``update``: ``"gradients"`` returns them; ``"backward"`` applies ``rule`` at once, for the
-    optimizer known by ``handle``, whose ``slots`` the parameters are; ``copies``: with masters;
-    ``capturable``: whose table is on the device.
+    ``update``: ``"gradients"`` returns them; ``"backward"``, of a compiled pass, applies ``rule``
+    at once, for the optimizer known by ``handle``, whose ``slots`` the parameters are; ``copies``:
+    with masters; ``capturable``: whose table is on the device.
     """
 
     distribution: str
@@ -82,7 +82,7 @@ class ErrorNode(torch.autograd.Function):
     """``apply(plan, matrix, output, *points, *parameters, *chain, *rest) -> output``.
 
     ``chain``: every tensor that a fused layer was given or returned, each once. ``rest``: with
-    ``update="backward"``, the optimizer state and its table; else nothing.
+    ``update="backward"``, the optimizer's states and copies; else nothing.
     """
 
     @staticmethod
