@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import profiler
 from torch.optim import optimizer as _torch
 
@@ -210,6 +211,8 @@ class FusedUpdate(UpdatesInBackward):
         Raises:
             RuntimeError: a parameter has moved to another device than its optimizer state.
         """
+        if torch.compiler.is_compiling():
+            return _uncompiled_step(self, closure)
         step = self._watched_step if _watched(self) else self._step
         return step() if closure is None else step(closure)
 
@@ -226,7 +229,7 @@ class FusedUpdate(UpdatesInBackward):
             stepped = self._step_records() if self.update == "step" else self._end_turn()
             if stepped < sum([len(group["params"]) for group in self.param_groups]):
                 self._step_dense()
-            if self.update == "backward" and not torch.compiler.is_compiling():
+            if self.update == "backward":
                 self._follow_states()
         finally:
             torch._C._set_grad_enabled(recording)
@@ -266,9 +269,8 @@ class FusedUpdate(UpdatesInBackward):
             if rows is not None:
                 self._repeat.step_(records[0], rows)
                 return self._repeat.parameters
-        if not torch.compiler.is_compiling():  # which knows no versions
-            for record in records:
-                record.check()
+        for record in records:
+            record.check()
         gathered: dict[int, list[Term]] = {}
         for number, record in enumerate(records):
             for entry in record.layers:
@@ -405,6 +407,13 @@ class FusedUpdate(UpdatesInBackward):
                 "DistributedDataParallel averages gradients, and dfa_kernels.optim."
                 f"{type(self).__name__} makes none for the fused layers: use torch.optim under DDP"
             )
+
+
+@_disable_dynamo  # torch.compiler.disable, which imports the compiler only when it is called
+def _uncompiled_step(optimizer: FusedUpdate, closure: Callable[[], Any] | None) -> Any:
+    """Where the user's function is compiled, the step is what comes between two graphs: what it
+    counts and keeps is no matter of theirs, and dynamo has lost some of it."""
+    return optimizer.step(closure)
 
 
 _Parallel = torch.nn.parallel.DistributedDataParallel

@@ -78,7 +78,7 @@ class Record:
     @property
     def layers(self) -> list[Recorded]:
         """Made where somebody asks, which a step that repeats another does not."""
-        if self._layers is None:  # dynamo knows no functools.cached_property
+        if self._layers is None:
             self._layers = self._make_layers()
         return self._layers
 

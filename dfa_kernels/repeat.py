@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from dfa_kernels import backends, ops
@@ -108,8 +107,6 @@ class Repeat:
                 return None
         masters = optimizer._masters
         if masters is not None and not masters.are_true(self.parameters):
-            return None
-        if torch.compiler.is_compiling():  # which must see an op
             return None
         record.check()
         if self._on_gpu and capturing(device):  # a graph whose replays would count no steps

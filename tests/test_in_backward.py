@@ -327,6 +327,36 @@ def test_a_compiled_pass_with_other_states_than_the_optimizers_is_refused_once(c
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@COMPILES
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_whole_step_in_one_compiled_function(name):
+    """What the optimizer counts and keeps is no part of a graph."""
+    nets = [network() for _ in range(2)]
+    numbers = {"momentum": 0.9, "dampening": 0.5} if name == "SGD" else {"eps": 1e-3}
+    optimizers = [
+        getattr(torch.optim, name)(nets[0].parameters(), **numbers),
+        getattr(dfa.optim, name)(nets[1], update="backward", **numbers),
+    ]
+
+    def taking(net, optimizer):
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+    torch._dynamo.reset()
+    plain, ours = map(taking, nets, optimizers)
+    ours = torch.compile(ours, backend="aot_eager")
+    for x, y in batches(6):
+        torch.testing.assert_close(ours(x, y), plain(x, y), rtol=1e-9, atol=1e-12)
+    for a, b in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=COMPILES)])
 def test_what_was_applied_is_no_gradient_to_clip(compiles):
     """Until the step, after which there is none."""

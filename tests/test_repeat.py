@@ -280,15 +280,21 @@ def test_a_step_that_a_graph_captures_is_no_repetition(repeated, monkeypatch):
     assert len(repeated) == 2
 
 
-def test_a_compiled_step_repeats_nothing(repeated):
-    net = network()
-    optimizer = momentum(net)
-    compiled = torch.compile(optimizer.step, backend="eager")
-    for i, (x, y) in enumerate(batches(6)):
-        F.cross_entropy(net(x), y).backward()
-        (compiled if i > 3 else optimizer.step)()
-        optimizer.zero_grad()
-    assert len(repeated) == 2
+@pytest.mark.parametrize("compiled", [0, 4])
+def test_a_compiled_step_is_what_it_is_uncompiled(compiled, repeated):
+    """From the first step on, or from the fifth."""
+    torch._dynamo.reset()
+    nets = [network(), network()]
+    for net in nets:
+        optimizer = momentum(net)
+        of_compiler = torch.compile(optimizer.step, backend="eager")
+        for i, (x, y) in enumerate(batches(6)):
+            F.cross_entropy(net(x), y).backward()
+            (of_compiler if net is nets[0] and i >= compiled else optimizer.step)()
+            optimizer.zero_grad()
+        assert not optimizer._fresh
+    assert_same(*([p.detach() for p in net.parameters()] for net in nets))
+    assert len(repeated) == 8
 
 
 def test_two_networks_of_one_optimizer(repeated):
