@@ -263,22 +263,12 @@ def provide_hyper(provider: _Provider) -> int:
 def hyper(
     error: Tensor, handle: int, rule: str, slots: list[int], on_device: bool = False
 ) -> Sequence[Any]:
-    """The row of `Update.hyper` for each of the provider's ``slots``, as they are now.
-
-    Traced, the rows are those of a float64 tensor that an op makes anew each time it runs, where
-    ``error`` is if they are tensors ``on_device``; ``error`` is also there to order it.
+    """The row of `Update.hyper` for each of the provider's ``slots``, as they are when a compiled
+    step runs: of a float64 tensor that an op makes anew each time, where ``error`` is if they are
+    tensors ``on_device``; ``error`` is also there to order it.
     """
-    if not traced(error):
-        return _provider(handle).hyper(slots)
     columns = len(RULES[rule].hyper)
     return torch.ops.dfa_kernels.hyper(error, handle, columns, slots, on_device).unbind(0)
-
-
-def _provider(handle: int) -> _Provider:
-    provider = _providers.get(handle)
-    if provider is None:
-        raise no_optimizer()
-    return provider
 
 
 def no_optimizer() -> RuntimeError:
@@ -287,7 +277,10 @@ def no_optimizer() -> RuntimeError:
 
 
 def _hyper(error: Tensor, handle: int, columns: int, slots: list[int], on_device: bool) -> Tensor:
-    rows = _provider(handle).hyper(slots)
+    provider = _providers.get(handle)
+    if provider is None:
+        raise no_optimizer()
+    rows = provider.hyper(slots)
     if on_device:
         return torch.stack(rows)
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, columns)
