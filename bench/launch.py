@@ -142,8 +142,7 @@ device's time are not in it."""
 
 
 def yardstick(repeats: int) -> Spread:
-    """What the smallest call of torch takes here: another machine, and
-    this one on another day, takes half as long again."""
+    """What the smallest call of torch takes here, to compare with another machine's page."""
     one = torch.ones(1)
     return timed([Run("add", "", {}, lambda: torch.add(one, one))], repeats)[0]
 

@@ -21,7 +21,7 @@ RULES = {"store": 0, "sgd": 1, "adamw": 2}
 
 class Device(NamedTuple):
     """A device's number, how many programs it runs side by side at the least, and whether it is no
-    CPU: to ask a torch device costs a third of a microsecond."""
+    CPU, for which a torch device makes a string each time that it is asked."""
 
     ordinal: int
     multiprocessors: int
