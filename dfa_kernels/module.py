@@ -277,7 +277,7 @@ class DFA(nn.Module):
 
     def optimizer_of(self, parameters: list[Tensor]) -> FusedUpdate | None:
         """The optimizer that updates these parameters of fused layers without their gradients."""
-        optimizer = None if self._optimizer is None else self._optimizer()
+        optimizer = self.claimant()
         return optimizer if optimizer is not None and optimizer.claims(parameters) else None
 
     def claim(self, optimizer: FusedUpdate) -> None:
