@@ -111,27 +111,33 @@ class PlainStep {
             return false;
         out.parameter = parameter.data;
         writes(PyTuple_GET_ITEM(update, 0));
+        DLTensor lent;
         for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(states); ++i) {
             PyObject* const state = PyTuple_GET_ITEM(states, i);
-            if (!tensors_.empty(state) &&
-                !beside(state, parameter, ndim, known_state_, table.state, out.state[i]))
+            if (!tensors_.lend(state, lent)) return false;
+            if (Tensors::empty(lent)) continue;
+            if (!beside(lent, parameter, ndim, known_state_, table.state, out.state[i]))
                 return false;
+            writes(state);
         }
-        if (copy != Py_None && !beside(copy, parameter, ndim, known_copy_, table.copy, out.copy))
-            return false;
+        if (copy != Py_None) {
+            if (!tensors_.lend(copy, lent) ||
+                !beside(lent, parameter, ndim, known_copy_, table.copy, out.copy))
+                return false;
+            writes(copy);
+        }
         return hyper(PyTuple_GET_ITEM(update, 2), out) && has_states(out, table);
     }
 
     // A state or a copy of a parameter: laid out as that is.
-    bool beside(PyObject* object, const Matrix& parameter, int ndim, bool& known, DType& type,
+    bool beside(const DLTensor& lent, const Matrix& parameter, int ndim, bool& known, DType& type,
                 void*& out) {
         Matrix matrix;
-        if (!tensors_.read(object, matrix, ndim) ||
+        if (!tensors_.read(lent, matrix, ndim) ||
             !matrix.is(parameter.rows, parameter.columns, matrix.type) ||
             matrix.stride != parameter.stride || !same(known, type, matrix.type))
             return false;
         out = matrix.data;
-        writes(object);
         return true;
     }
 
@@ -163,7 +169,11 @@ class PlainStep {
             numbers = PyList_GET_ITEM(given_->rows, rows_);
         }
         const py::tuple made = columns_(py::tuple(py::reinterpret_borrow<py::object>(numbers)));
-        for (int c = 0; c < kColumns; ++c) table.hyper[rows_][c] = made[c].cast<float>();
+        if (made.size() != kColumns) refuse("a row of hyperparameters has other columns");
+        for (int c = 0; c < kColumns; ++c)
+            table.hyper[rows_][c] =
+                static_cast<float>(PyFloat_AsDouble(PyTuple_GET_ITEM(made.ptr(), c)));
+        if (PyErr_Occurred()) throw py::error_already_set();
         hyper_[rows_] = hyper;
         return rows_++;
     }

@@ -45,14 +45,23 @@ class Tensors {
 
     Tensors(void* table, int device) : device_(device) {
         const auto* exchange = static_cast<const DLExchange*>(table);
-        if (exchange->major == 1) read_ = exchange->tensor_from_object;
+        if (exchange->major == 1) lend_ = exchange->tensor_from_object;
+    }
+
+    // Whether `object` is a tensor, and what torch says of it.
+    bool lend(PyObject* object, DLTensor& out) const {
+        if (lend_ == nullptr) return false;
+        if (lend_(object, &out) != 0) return PyErr_Clear(), false;
+        return true;
     }
 
     // Whether `object` is a tensor that a kernel can take as it is.
     bool read(PyObject* object, Matrix& out, int ndim = 2) const {
         DLTensor t;
-        if (read_ == nullptr) return false;
-        if (read_(object, &t) != 0) return PyErr_Clear(), false;
+        return lend(object, t) && read(t, out, ndim);
+    }
+
+    bool read(const DLTensor& t, Matrix& out, int ndim) const {
         if (t.ndim != ndim || t.lanes != 1 || !is_here(t) || !has_dtype(t, out.type)) return false;
         out.data = static_cast<char*>(t.data) + t.byte_offset;
         out.rows = ndim == 2 ? t.shape[0] : 1;
@@ -65,20 +74,14 @@ class Tensors {
     // Whether `object` is a tensor of so many adjacent doubles.
     bool read_row(PyObject* object, int64_t count, const double*& out) const {
         DLTensor t;
-        if (read_ == nullptr) return false;
-        if (read_(object, &t) != 0) return PyErr_Clear(), false;
+        if (!lend(object, t)) return false;
         out = reinterpret_cast<const double*>(static_cast<char*>(t.data) + t.byte_offset);
         return t.ndim == 1 && t.shape[0] == count && t.strides[0] == 1 && t.lanes == 1 &&
                t.code == kFloat && t.bits == 64 && is_here(t);
     }
 
     // Whether it has no elements: a state that the rule does without.
-    bool empty(PyObject* object) const {
-        DLTensor t;
-        if (read_ == nullptr) return false;
-        if (read_(object, &t) != 0) return PyErr_Clear(), false;
-        return t.ndim == 1 && t.shape[0] == 0;
-    }
+    static bool empty(const DLTensor& t) { return t.ndim == 1 && t.shape[0] == 0; }
 
    private:
     enum : int32_t { kCPU = 1, kCUDA = 2 };
@@ -97,7 +100,7 @@ class Tensors {
     }
 
     int device_;  // negative: the CPU
-    int (*read_)(void*, DLTensor*) = nullptr;
+    int (*lend_)(void*, DLTensor*) = nullptr;
 };
 
 }  // namespace dfa
