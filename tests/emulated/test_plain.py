@@ -16,7 +16,7 @@ from dfa_kernels.backends.contract import (
     Update,
 )
 from dfa_kernels.backends.cuda import launch
-from dfa_kernels.backends.cuda.kernels import Kernels
+from dfa_kernels.backends.cuda.kernels import Kernels, _known
 from dfa_kernels.backends.cuda.rules import ON_THE_FLY, STORED
 from dfa_kernels.feedback import Feedback
 from tests import emulator
@@ -39,6 +39,13 @@ class Seen:
     def plain_step(self, *arguments):
         self.asked.append(self._plain(*arguments))
         return self.asked[-1]
+
+
+def started(core, rule, given, repeated=None):
+    """Whether C++ takes a step, or one that repeats it."""
+    known = _known(SEEDED, rule, given)
+    given = given if repeated is None else Repeated.of(given).updates
+    return Kernels(core)._start(known, given, repeated)
 
 
 def layers(error, dtype):
@@ -145,7 +152,7 @@ def test_a_state_that_the_rule_reads_is_there(rule, nothing):
     first, *others = updates(rule)
     states = (torch.empty(0), *first.weight.states[1:])
     given = [first._replace(weight=first.weight._replace(states=states)), *others]
-    assert not Kernels(Seen(nothing))._run_plainly(Feedback(), rule, given)
+    assert not started(Seen(nothing), rule, given)
 
 
 def test_rows_of_a_compiled_step_are_lists():
@@ -205,7 +212,7 @@ def test_rows_that_are_not_plain(nothing, change, where):
     weight = given[where].weight
     given[where] = given[where]._replace(weight=weight._replace(hyper=change(weight.hyper)))
     seen = Seen(nothing)
-    assert not Kernels(seen)._run_plainly(Feedback(), "sgd", given)
+    assert not started(seen, "sgd", given)
     assert seen.asked == [False]
 
 
@@ -354,23 +361,23 @@ def test_rows_in_memory_are_not_prepared(nothing):
 )
 def test_what_a_repeated_step_lacks_is_seen(nothing, wrong):
     made, later = numbers(once(updates("sgd"), 2), "sgd")
-    known = Repeated.of(made).updates
     given = *given_of(made), later
-    assert Kernels(nothing)._run_plainly(SEEDED, "sgd", known, given)
-    assert not Kernels(nothing)._run_plainly(SEEDED, "sgd", known, wrong(*given))
+    assert started(nothing, "sgd", made, given)
+    assert not started(nothing, "sgd", made, wrong(*given))
 
 
 def test_a_repeated_step_of_two_segments_is_not_plain(nothing):
     made, later = numbers(once(updates("sgd"), 2), "sgd")
-    known = [u._replace(segments=2 * u.segments) for u in Repeated.of(made).updates]
-    assert not Kernels(nothing)._run_plainly(SEEDED, "sgd", known, (*given_of(made), later))
+    given = *given_of(made), later
+    kernels, known = Kernels(nothing), _known(SEEDED, "sgd", made)
+    twice = [u._replace(segments=2 * u.segments) for u in Repeated.of(made).updates]
+    assert not kernels._start(known, twice, given)
 
 
 def test_a_repeated_step_of_less_is_refused(nothing):
     made, _ = numbers(once(updates("sgd"), 2), "sgd")
-    known = Repeated.of(made).updates
     with pytest.raises(ValueError, match="an error, inputs, saved and rows"):
-        Kernels(nothing)._run_plainly(SEEDED, "sgd", known, given_of(made))
+        started(nothing, "sgd", made, given_of(made))
 
 
 # Scratch ----------------------------------------------------------------------------------------
@@ -392,14 +399,14 @@ def test_threads_share_no_scratch(nothing):
     launcher, found = launch.Launcher(nothing), []
 
     def run():
-        found.append(launcher.scratch(torch.device("cpu"), 0))
+        found.append(launcher.scratch(torch.device("cpu"), 0, 0))
 
     for start in (run, threading.Thread(target=run).start):
         start()
     while len(found) < 2:
         pass
     assert found[0] is not found[1]
-    assert launcher.scratch(torch.device("cpu"), 0) is found[0]
+    assert launcher.scratch(torch.device("cpu"), 0, 0) is found[0]
 
 
 # What is left to Python -------------------------------------------------------------------------
@@ -453,7 +460,7 @@ def test_projections_beyond_a_table_are_left_to_python(nothing, delta, scales, c
     first, *_ = updates("sgd")
     segments = [first.segments[0]._replace(scale=float(i)) for i in range(scales)] * count
     given = [first._replace(segments=segments)]
-    assert Kernels(Seen(nothing))._run_plainly(Feedback(), "sgd", given) is plain
+    assert started(Seen(nothing), "sgd", given) is plain
 
 
 def replaced(given, **changed):
@@ -493,5 +500,5 @@ def described(changed):
 def test_records_that_are_not_plain(nothing, changed):
     seen = Seen(nothing)
     given = replaced(updates("sgd"), **changed)
-    assert not Kernels(seen)._run_plainly(Feedback(), "sgd", given)
+    assert not started(seen, "sgd", given)
     assert seen.asked == [False]

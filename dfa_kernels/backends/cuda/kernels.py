@@ -65,14 +65,14 @@ class Kernels(backend.Kernels):
             segment = Segment(error, scale, layer)
             stored = Update(weight, (), _NONE), Update(bias, (), _NONE)
             updates.append(LayerUpdate(*stored, [segment]))
-        if self._run_plainly(feedback, "store", updates):
+        if updates and self._start(_known(feedback, "store", updates), updates):
             return made
         del made, updates  # what was for nothing shall not lie beside what is made now
         return super().gradients(error, feedback, scale, layers, dtype)
 
     def step_(self, feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> None:
         counted: list[Tensor] = []
-        if self._run_plainly(feedback, rule, updates, counted=counted):
+        if updates and self._start(_known(feedback, rule, updates), updates, None, counted):
             increment_version(counted)
         else:
             super().step_(feedback, rule, updates)
@@ -82,47 +82,60 @@ class Kernels(backend.Kernels):
     ) -> Callable[..., None] | None:
         """As in `contract.Backend`: csrc/plain.h reads each step's tensors and rows beside the
         updates that hold none."""
-        if any(type(row) is Tensor for row in distinct_rows(updates)[0]):
+        if not updates or any(type(row) is Tensor for row in distinct_rows(updates)[0]):
             return None
         known, by_python = Repeated.of(updates), super().step_
-        counted = written(updates)
+        shared, counted = _known(feedback, rule, updates), written(updates)
 
         def run(
             error: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor], rows: list
         ) -> None:
             given = error, tuple(inputs), tuple(saved), rows
-            if self._run_plainly(feedback, rule, known.updates, given):
+            if self._start(shared, known.updates, given):
                 increment_version(counted)
             else:
                 by_python(feedback, rule, known.whole(*given))
 
         return run
 
-    def _run_plainly(
+    def _start(
         self,
-        feedback: Feedback,
-        rule: str,
+        known: tuple,
         updates: Sequence[LayerUpdate],
         repeated: tuple | None = None,
         counted: list[Tensor] | None = None,
     ) -> bool:
-        """Whether it could be. ``counted``: what it has written to is added to it."""
-        if not updates or self._exchange is None:
+        """Whether C++ has taken ``updates`` as they are, of which `_known` knows the rest.
+        ``counted``: what it has written to is added to it."""
+        if self._exchange is None:
             return False
-        weight, _, segments = updates[0]
-        device = weight.parameter.device
-        if repeated is not None:
-            full = repeated[0].dtype is torch.float32
-        else:
-            full = bool(segments) and segments[0].error.dtype is torch.float32
-        ordinal, multiprocessors, is_gpu = rules.device_of(device)
+        (device, ordinal, multiprocessors, is_gpu), values, made_of, columns, full = known
         stream = stream_of(ordinal) if is_gpu else 0
         numbers = [
-            ordinal, stream, multiprocessors, not is_gpu,
-            rules.DISTRIBUTIONS[feedback.distribution], feedback.seed, rules.RULES[rule],
+            ordinal, stream, multiprocessors, not is_gpu, *made_of,
             full and tf32_allowed(), rules.widest_input(),
         ]  # fmt: skip
-        scratch = self._launcher.scratch(device, stream)
-        given = numbers, self._exchange, feedback.values, updates
-        with current(device):
-            return self._plain(*given, CODES, _COLUMNS[rule], scratch, repeated, counted)
+        scratch = self._launcher.scratch(device, ordinal, stream)
+        given = (
+            numbers, self._exchange, values, updates, CODES, columns, scratch, repeated, counted,
+        )  # fmt: skip
+        if is_gpu and torch.cuda.current_device() != ordinal:
+            with current(device):
+                return self._plain(*given)
+        return self._plain(*given)
+
+
+def _known(feedback: Feedback, rule: str, updates: Sequence[LayerUpdate]) -> tuple:
+    """What a step has in common with its repetitions, as `Kernels._start` takes it: where it runs,
+    a user's B, the codes of what else B and the rule are, its rows' columns, and whether the error
+    is of fp32."""
+    weight, _, segments = updates[0]
+    device = weight.parameter.device
+    ordinal, multiprocessors, is_gpu = rules.device_of(device)
+    return (
+        (device, ordinal, multiprocessors, is_gpu),
+        feedback.values,
+        (rules.DISTRIBUTIONS[feedback.distribution], feedback.seed, rules.RULES[rule]),
+        _COLUMNS[rule],
+        bool(segments) and segments[0].error.dtype is torch.float32,
+    )

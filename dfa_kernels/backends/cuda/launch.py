@@ -32,7 +32,7 @@ class Launcher(threading.local):
 
     def __init__(self, core: Any) -> None:
         self._project, self._update = core.project, core.update
-        self._scratch: dict[tuple[torch.device, int], Scratch] = {}
+        self._scratch: dict[tuple[int, int], Scratch] = {}
 
     def run(self, launches: Sequence[Launch], device: torch.device) -> None:
         """Start them.
@@ -48,13 +48,13 @@ class Launcher(threading.local):
                 if kernel == "project":
                     self._project(numbers)
                 else:
-                    self._update(numbers, self.scratch(device, stream))
+                    self._update(numbers, self.scratch(device, index, stream))
 
-    def scratch(self, device: torch.device, stream: int) -> Scratch:
-        """What gives launches on a stream their scratch."""
-        found = self._scratch.get((device, stream))
+    def scratch(self, device: torch.device, ordinal: int, stream: int) -> Scratch:
+        """What gives launches on a stream of a device, by its number too, their scratch."""
+        found = self._scratch.get((ordinal, stream))
         if found is None:
-            found = self._scratch[device, stream] = Scratch(device)
+            found = self._scratch[ordinal, stream] = Scratch(device)
         return found
 
 
