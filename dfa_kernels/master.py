@@ -26,7 +26,8 @@ class Masters:
     """Makes the masters, and keeps them true to their parameters.
 
     A parameter that somebody wrote to since the last step (a checkpoint that was loaded, weights
-    that were clipped) is seen by its version, and its master follows it there.
+    that were clipped) is seen by its version, and its master follows it there. What is written
+    through ``p.data`` leaves the version as it is.
     """
 
     def __init__(self) -> None:
