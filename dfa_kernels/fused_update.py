@@ -24,7 +24,7 @@ from dfa_kernels.feedback import Feedback
 from dfa_kernels.in_backward import Applied, UpdatesInBackward
 from dfa_kernels.master import MASTER, Masters
 from dfa_kernels.module import DFA
-from dfa_kernels.pending import Hidden, Ledger, PendingGradient, Receiver, Record, hooked
+from dfa_kernels.pending import Ledger, PendingGradient, Receiver, Record, hooked
 from dfa_kernels.repeat import Repeat, kind, repeatable
 from dfa_kernels.terms import Term, expressible, materialize
 
@@ -349,10 +349,14 @@ class FusedUpdate(UpdatesInBackward):
 
     def _step_dense(self) -> None:
         """torch.optim's own step for what has a gradient."""
-        dense = counted = False
+        dense: list[list[Tensor]] = []
+        counted = False
         for group in self.param_groups:
+            own: list[Tensor] = []
             for p in group["params"]:
                 gradient = p.grad
+                if gradient is None:
+                    continue
                 if type(gradient) is PendingGradient:
                     if gradient.ledger() is not self.ledger:
                         raise RuntimeError(
@@ -363,15 +367,15 @@ class FusedUpdate(UpdatesInBackward):
                     if gradient.dense is None:
                         continue
                     p.grad = gradient.dense
-                if gradient is not None:
-                    dense = True
-                    counted = counted or p in self._fused
-                    if id(p) in self._fresh:
-                        self._leave_to_torch(p)
-        if dense:
+                own.append(p)
+                counted = counted or p in self._fused
+                if id(p) in self._fresh:
+                    self._leave_to_torch(p)
+            dense.append(own)
+        if any(dense):
             masters = nullcontext() if self._masters is None else self._masters.stepped(self)
             groups = as_torch_steps(self, counted) if self.capturable or counted else nullcontext()
-            with Hidden(self.param_groups), masters, groups:
+            with Only(self.param_groups, dense), masters, groups:
                 type(self)._plain_step(self)
 
     def _leave_to_torch(self, parameter: Tensor) -> None:
@@ -407,6 +411,22 @@ class FusedUpdate(UpdatesInBackward):
                 "DistributedDataParallel averages gradients, and dfa_kernels.optim."
                 f"{type(self).__name__} makes none for the fused layers: use torch.optim under DDP"
             )
+
+
+class Only:
+    """Within, each of an optimizer's groups has no parameters but ``chosen``."""
+
+    def __init__(self, groups: list[dict[str, Any]], chosen: list[list[Tensor]]) -> None:
+        self._groups, self._chosen = groups, chosen
+        self._before = [group["params"] for group in groups]
+
+    def __enter__(self) -> None:
+        for group, parameters in zip(self._groups, self._chosen, strict=True):
+            group["params"] = parameters
+
+    def __exit__(self, *_: object) -> None:
+        for group, parameters in zip(self._groups, self._before, strict=True):
+            group["params"] = parameters
 
 
 @_disable_dynamo  # torch.compiler.disable, which imports the compiler only when it is called

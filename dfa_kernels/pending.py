@@ -198,22 +198,6 @@ def _refusal(operation: str, layers: Sequence[str]) -> RuntimeError:
 _CASTS = ("aten::_to_copy", "share_memory_")
 
 
-class Hidden:
-    """Within, an optimizer's pending gradients are None: torch.optim passes over them."""
-
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        every = [p for group in groups for p in group["params"]]
-        self._hidden = [(p, p.grad) for p in every if type(p.grad) is PendingGradient]
-
-    def __enter__(self) -> None:
-        for p, _ in self._hidden:
-            p.grad = None
-
-    def __exit__(self, *_: object) -> None:
-        for p, gradient in self._hidden:
-            p.grad = gradient
-
-
 _hooks_of, _later_hooks_of = map(attrgetter, ("_backward_hooks", "_post_accumulate_grad_hooks"))
 
 
