@@ -141,22 +141,30 @@ class DeferringNode(torch.autograd.Function):
         return _again(output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
-        plan: Plan = ctx.plan
-        matrix, output, *kept = _saved(ctx, plan)
-        flat = error.reshape(plan.error_rows, plan.error_width)
-        feedback = plan.feedback(matrix)
-        if ctx.receiver.wanted():
-            inputs, saved = zip(*_matrices(plan, flat, output, kept), strict=True)
-            watched: list[Any] = [flat, *kept] if output is None else [flat, *kept, output]
-            record = Record(
-                plan.layers, plan.scale, feedback, ctx.parameters, flat, inputs, saved, watched
-            )
-            ctx.receiver.add(record, ctx.expected)
-        passed = error if ctx.needs_input_grad[2] else None
-        points = _projections(ctx, plan, feedback, flat)
-        return None, None, passed, None, None, None, None, *points
+        return (_leave_once if torch.is_grad_enabled() else _leave)(ctx, error)
+
+
+def _leave(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+    """The backward of a `DeferringNode`."""
+    plan: Plan = ctx.plan
+    matrix, output, *kept = _saved(ctx, plan)
+    flat = error.reshape(plan.error_rows, plan.error_width)
+    feedback = plan.feedback(matrix)
+    if ctx.receiver.wanted():
+        inputs, saved = zip(*_matrices(plan, flat, output, kept), strict=True)
+        watched: list[Any] = [flat, *kept] if output is None else [flat, *kept, output]
+        record = Record(
+            plan.layers, plan.scale, feedback, ctx.parameters, flat, inputs, saved, watched
+        )
+        ctx.receiver.add(record, ctx.expected)
+    passed = error if ctx.needs_input_grad[2] else None
+    points = _projections(ctx, plan, feedback, flat)
+    return None, None, passed, None, None, None, None, *points
+
+
+# backward(create_graph=True)
+_leave_once = once_differentiable(_leave)
 
 
 def _again(output: Tensor) -> Tensor:
@@ -164,6 +172,9 @@ def _again(output: Tensor) -> Tensor:
     dynamo takes only the view."""
     return output.view_as(output) if torch.compiler.is_compiling() else output.detach()
 
+
+# `DeferringNode.apply` without its look at functorch's transforms, under which it refuses to run.
+defer = super(torch.autograd.Function, DeferringNode).apply
 
 #: The graph task in which each DFA module's node ran last: activation checkpointing runs parts of
 #: a forward pass again after it, and there the points must be cut as they were.

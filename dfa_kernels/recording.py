@@ -24,6 +24,7 @@ from dfa_kernels.autograd import (
     LayerPlan,
     Plan,
     PointPlan,
+    defer,
 )
 from dfa_kernels.backends.contract import HEAD
 from dfa_kernels.planned import Planned
@@ -31,6 +32,9 @@ from dfa_kernels.planned import Planned
 if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
     from dfa_kernels.module import DFA
+
+
+_transforms = torch._C._are_functorch_transforms_active
 
 
 class _Active(threading.local):
@@ -299,8 +303,9 @@ class Recording:
     ) -> Tensor:
         optimizer.check_alone()
         receiver = optimizer.receiver
+        apply = DeferringNode.apply if _transforms() else defer
         return self._owned(
-            DeferringNode.apply(
+            apply(
                 plan, self.owner.feedback_matrix, output, receiver.leaf, receiver, parameters,
                 chain, *points,
             )
