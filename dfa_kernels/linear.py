@@ -98,13 +98,21 @@ class Linear(nn.Linear):
         bias: Tensor | None,
     ) -> Tensor:
         dtype = autocast_dtype(input)
-        if dtype is not None:
-            input = input.to(dtype)
-        w = recording.operand(weight, dtype)
-        b = None if bias is None else recording.operand(bias, dtype)
-        saved = F.linear(input, w, b)
         f = activations.ACTIVATIONS[self.code]
-        output = f.forward_(saved)
+        if dtype is None and not torch.compiler.is_compiling():
+            torch._C._set_grad_enabled(False)  # for less than detached operands take
+            try:
+                saved = F.linear(input, weight, bias)
+                output = f.forward_(saved)
+            finally:
+                torch._C._set_grad_enabled(True)
+        else:
+            if dtype is not None:
+                input = input.to(dtype)
+            w = recording.operand(weight, dtype)
+            b = None if bias is None else recording.operand(bias, dtype)
+            saved = F.linear(input, w, b)
+            output = f.forward_(saved)
         kept = saved if f.from_preactivations else output
         versions = versions_of(input, kept, self.code)
         recording.fused(Fused(name, input, output, kept, self.code, weight, bias, versions))

@@ -452,3 +452,29 @@ def test_parameters_of_the_autocast_dtype_build_no_graph(monkeypatch):
         optimizer.zero_grad()
     assert len(seen) == 3 * 4
     assert not any(layer.output.requires_grad for layer in seen)
+
+
+# What the node and its layers do for less --------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_what_a_point_gets_is_differentiated_once():
+    net = dfa.DFA(field := Field())
+    field.has_point = True
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    (x,) = batches(1)
+    net(x).square().sum().backward(create_graph=True)
+    assert optimizer.ledger.records
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        field.opaque.weight.grad.sum().backward()
+    optimizer.zero_grad()
+
+
+def test_a_product_that_fails_leaves_gradients_enabled():
+    net = dfa.DFA(field := Field())
+    dfa.optim.SGD(net, lr=0.1)
+    field.second.bias.data = torch.zeros(3)
+    (x,) = batches(1)
+    with pytest.raises(RuntimeError):
+        net(x)
+    assert torch.is_grad_enabled()
