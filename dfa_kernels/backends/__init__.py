@@ -8,9 +8,7 @@ Triton's for the others (see `by_work`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -19,15 +17,13 @@ from dfa_kernels.backends.contract import Backend
 from dfa_kernels.backends.cuda import CUDA
 from dfa_kernels.backends.reference import Reference
 from dfa_kernels.backends.triton import Triton
+from dfa_kernels.backends.variable import Variable
 
 #: Tried in this order where nobody named a backend.
 PREFERENCE = ("triton+cuda", "triton", "cuda", "reference")
 
 VARIABLE = "DFA_KERNELS_BACKEND"
-
-# What os.environ holds: its `get` takes longer than all the rest of `function`.
-_variables: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
-_KEY = os.environ.encodekey(VARIABLE)
+_variable = Variable(VARIABLE)
 
 _triton, _cuda, _reference = Triton(), CUDA(), Reference()
 _registered: dict[str, Backend] = {
@@ -130,7 +126,7 @@ def chosen(device: torch.device, dtype: torch.dtype | None = None) -> tuple[str,
     """
     named, by = _named, "dfa_kernels.backends.use"
     if named is None:
-        named, by = os.environ.get(VARIABLE) or None, VARIABLE
+        named, by = _variable.get() or None, VARIABLE
     if named is not None:
         reason = _lookup(named).unavailable(device)
         if reason is not None:
@@ -154,7 +150,7 @@ def chosen(device: torch.device, dtype: torch.dtype | None = None) -> tuple[str,
 def function(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable:
     """The chosen backend's ``name``, or the reference's where it has none. Whether a backend can
     run is asked once for a device and dtype, not at every step."""
-    key = name, device, dtype, _named, _variables.get(_KEY)
+    key = name, device, dtype, _named, _variable.held()
     run = _found.get(key)
     if run is None:
         backend = _registered[chosen(device, dtype)[0]]

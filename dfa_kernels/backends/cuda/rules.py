@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import NamedTuple
 
 import torch
 
 from dfa_kernels.backends.grouped.layout import LIMIT
 from dfa_kernels.backends.tf32 import tf32_allowed
+from dfa_kernels.backends.variable import Variable
 
 # The codes of csrc/tables.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -47,9 +47,7 @@ def compute(dtype: torch.dtype) -> int:
 
 
 VARIABLE = "DFA_KERNELS_CUDA_DELTA"
-_KEY = os.environ.encodekey(VARIABLE)
-# What ``os.environ.get`` looks in, which takes close to a microsecond to find nothing there.
-_environment = os.environ._data  # type: ignore[attr-defined]
+_variable = Variable(VARIABLE)
 
 #: δ made once by `project` and read by `update`; or made by `update` where it is needed.
 STORED, ON_THE_FLY = "stored", "on-the-fly"
@@ -75,10 +73,9 @@ def widest_input() -> int:
     Raises:
         ValueError: as `on_the_fly`.
     """
-    found = _environment.get(_KEY)
-    if not found:
+    asked = _variable.get()
+    if not asked:
         return FLY_INPUT
-    asked = os.environ.decodevalue(found)
     if asked not in (STORED, ON_THE_FLY):
         raise ValueError(f"{VARIABLE} must be {STORED!r} or {ON_THE_FLY!r}, got {asked!r}")
     return 0 if asked == STORED else LIMIT - 1
@@ -91,7 +88,7 @@ def flies(error: torch.dtype, saved: torch.dtype) -> bool:
 
 def describe() -> str:
     """The rule, for ``dfa-kernels info``."""
-    asked = os.environ.get(VARIABLE)
+    asked = _variable.get()
     if asked:
         return f"δ {asked} ({VARIABLE})"
     return f"δ on the fly for E ≤ {FLY_ERROR} and K ≤ {FLY_INPUT}, else stored (counted, not timed)"

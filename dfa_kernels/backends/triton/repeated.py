@@ -7,7 +7,6 @@ are parameters of the kernel.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import chain
@@ -135,7 +134,7 @@ class RepeatedStep:
         if device.type == "cuda":
             stream = torch._C._cuda_getCurrentRawStream(device.index)
         key: list = [
-            stream, os.environ.get(rules.VARIABLE), tf32_allowed(),
+            stream, rules.variable.held(), tf32_allowed(),
             *map(made.index, made),
         ]  # fmt: skip
         for t in chain((error,), inputs, saved):

@@ -7,13 +7,13 @@ no spills) and from counting bytes and flops; nothing here has been timed on a G
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
 from dfa_kernels.backends.tf32 import tf32_allowed
+from dfa_kernels.backends.variable import Variable
 
 
 class Device(NamedTuple):
@@ -153,6 +153,7 @@ def splits(device: Device, tiles: int, blocks: int) -> int:
 
 
 VARIABLE = "DFA_KERNELS_TRITON_DELTA"
+variable = Variable(VARIABLE)
 
 #: δ made once by `project` and read by `update`; or made by `update` where it is needed.
 STORED, ON_THE_FLY = "stored", "on-the-fly"
@@ -170,7 +171,7 @@ def on_the_fly(error_width: int, widest_input: int) -> bool:
     Raises:
         ValueError: DFA_KERNELS_TRITON_DELTA is neither "stored" nor "on-the-fly".
     """
-    asked = os.environ.get(VARIABLE)
+    asked = variable.get()
     if asked not in (None, "", STORED, ON_THE_FLY):
         raise ValueError(f"{VARIABLE} must be {STORED!r} or {ON_THE_FLY!r}, got {asked!r}")
     if error_width > FLY_ERROR or asked == STORED:
@@ -181,13 +182,13 @@ def on_the_fly(error_width: int, widest_input: int) -> bool:
 def flies(error: torch.dtype, saved: torch.dtype) -> bool:
     """Whether δ of these dtypes is made on the fly where sizes allow it. Without tensor cores e·B
     takes more registers than there are: whoever asks for it by the variable gets spills."""
-    asked = os.environ.get(VARIABLE) == ON_THE_FLY
+    asked = variable.get() == ON_THE_FLY
     return asked or tensor_cores(torch.promote_types(error, saved))
 
 
 def describe() -> str:
     """The rule, for ``dfa-kernels info``."""
-    asked = os.environ.get(VARIABLE)
+    asked = variable.get()
     if asked:
         return f"δ {asked} ({VARIABLE})"
     return (
