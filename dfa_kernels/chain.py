@@ -77,7 +77,7 @@ class Chain:
             return None
         if _transforms() or _packing(True) or _DDP._active_ddp_module is not None:
             return None
-        dtype = autocast_dtype(x) if _autocast() else None
+        dtype = autocast_dtype(x)
         parameters: list[Any] = []
         for own in self._parameters:
             weight, bias = own.get("weight"), own.get("bias")
@@ -168,9 +168,8 @@ _global_hooks = (
 )
 # What autocast casts.
 _CAST = (torch.float32, torch.bfloat16, torch.float16)
-# Whoever looks at every operation or saved tensor: autocast; hooks such as activation
-# checkpointing's; functorch. And whoever needs gradients.
-_autocast = torch._C._is_any_autocast_enabled
+# Whoever looks at every operation or saved tensor: hooks such as activation checkpointing's;
+# functorch. And whoever needs gradients.
 _packing = torch._C._autograd._top_saved_tensors_default_hooks
 _transforms = torch._C._are_functorch_transforms_active
 _DDP = torch.nn.parallel.DistributedDataParallel

@@ -69,12 +69,13 @@ class Linear(nn.Linear):
         own: dict[str, Any] = self._parameters
         weight: Tensor = own["weight"] if "weight" in own else self.weight  # noqa: SIM401
         bias: Tensor | None = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
+        dtype = autocast_dtype(input)
         if (
             input.dim() == 0
             or input.size(-1) != self.in_features
             or input.device != weight.device
             or not (input.is_floating_point() or weight.is_complex())
-            or (input.dtype != weight.dtype and autocast_dtype(input) is None)
+            or (dtype is None and input.dtype != weight.dtype)
         ):
             raise self._unfit(input)
         recording = active.recording or Replay.of_layer(self)
@@ -82,7 +83,7 @@ class Linear(nn.Linear):
         if recording is None or name is None:
             return self._plain(input, weight, bias)
         if recording.fuses(input, weight, bias):
-            return self._fused(recording, name, input, weight, bias)
+            return self._fused(recording, name, input, weight, bias, dtype)
         output = self._plain(input, weight, bias)
         return output if recording.owner.cuts(name) else recording.point(name, self, output)
 
@@ -96,8 +97,9 @@ class Linear(nn.Linear):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        dtype: torch.dtype | None,
     ) -> Tensor:
-        dtype = autocast_dtype(input)
+        """``dtype``: autocast's, if there is one."""
         f = activations.ACTIVATIONS[self.code]
         if dtype is None and not torch.compiler.is_compiling():
             torch._C._set_grad_enabled(False)  # for less than detached operands take
@@ -107,7 +109,7 @@ class Linear(nn.Linear):
             finally:
                 torch._C._set_grad_enabled(True)
         else:
-            if dtype is not None:
+            if dtype is not None and input.dtype is not dtype:
                 input = input.to(dtype)
             w = recording.operand(weight, dtype)
             b = None if bias is None else recording.operand(bias, dtype)
