@@ -435,8 +435,8 @@ def test_no_shortcut_changes_a_bit(network, rule, actions, low):
 
 
 def close(a, b):
-    if not b.isfinite().all():
-        return  # uphill, where it leaves fp64
+    if not (b.abs() < 1e12).all():
+        return  # uphill, where sums of fp64 soon hold no digit in common
     torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
