@@ -180,7 +180,8 @@ class Recording:
         check_real(output, where)
         if not torch.is_grad_enabled():
             raise RuntimeError(f"{where} is inside no graph: it was computed under torch.no_grad()")
-        if _checkpoint() is not self.checkpoint:
+        checkpoint = _checkpoint()
+        if checkpoint is not self.checkpoint and _UNKNOWN not in (checkpoint, self.checkpoint):
             raise RuntimeError(
                 f"{where} is inside a checkpointed region, which would run it again: checkpoint "
                 "the modules below and above it, or the DFA module as a whole"
@@ -357,8 +358,9 @@ class Recording:
         name, inputs, _, saved, activation, weight, bias, versions = fused
         if weight.device != output.device:
             raise _other_device(f"layer {name!r}", weight, output)
-        # None: it ran compiled, in a forward pass that is not.
-        if versions is not None and versions != versions_of(inputs, saved, activation):
+        # None: it ran compiled in a forward pass that is not, or the other way round.
+        now = versions_of(inputs, saved, activation)
+        if versions is not None and now is not None and versions != now:
             raise RuntimeError(
                 f"layer {name!r}: its input or output was changed in place after it ran, but its "
                 "update reads both: use the operation that returns a new tensor"
@@ -466,10 +468,14 @@ def versions_of(inputs: Tensor, saved: Tensor, activation: int) -> tuple[int, in
     return inputs._version, saved._version if activation else 0
 
 
+# Where a frame is compiled alone, which another's knows nothing of.
+_UNKNOWN = "unknown"
+
+
 def _checkpoint() -> object:
     """The innermost non-reentrant activation checkpoint under way, or None."""
     if torch.compiler.is_compiling():
-        return None
+        return _UNKNOWN
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     inside = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
     return hooks[0] if inside else None

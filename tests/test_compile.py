@@ -2,12 +2,14 @@
 
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
 from models import Branching, Classifier, Residual, assert_same, both, gradients, mlp, wrap
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 import dfa_kernels as dfa
 from dfa_kernels.in_backward import UPDATES_COMPILE
@@ -266,3 +268,53 @@ def test_compiled_inside_a_forward_pass_that_is_not(how):
             module.zero_grad()
             module(x).backward(error)
         assert_same(gradients(net), gradients(eager))
+
+
+# What the compiler has given up ------------------------------------------------------------------
+
+
+class Broken(nn.Module):
+    """Layers with a break of the graph after each: every frame is compiled alone, or not at all."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        widths = range(5, 11)
+        self.layers = nn.ModuleList(dfa.Linear(w, w + 1, activation="tanh") for w in widths)
+        self.head = nn.Linear(11, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+            torch._dynamo.graph_break()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, dfa.optim.SGD])
+@pytest.mark.parametrize("limit", [1, 2, 8])
+def test_frames_that_are_compiled_alone(limit, kind, checkpointed):
+    nets = [dfa.DFA(Broken()) for _ in range(2)]
+    given = [n if kind is dfa.optim.SGD else n.parameters() for n in nets]
+    optimizers = [kind(params, lr=0.1) for params in given]
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        runs = torch.compile(nets[0], backend="aot_eager"), nets[1]
+        for rows in (4, 4, 7, 9):
+            x, error = torch.randn(rows, 5), torch.randn(rows, 3)
+            for run, optimizer in zip(runs, optimizers, strict=True):
+                y = checkpoint(run, x, use_reentrant=False) if checkpointed else run(x)
+                y.backward(error)
+                optimizer.step()
+                optimizer.zero_grad()
+    assert_same(list(nets[0].parameters()), list(nets[1].parameters()), rtol=1e-6, atol=1e-6)
+
+
+def test_a_chain_that_the_compiler_has_given_up_is_not_looked_into():
+    net = wrap(mlp((5, 7, 6, 3)), True)
+    optimizer = dfa.optim.SGD(net, lr=0.1)
+    torch._dynamo.utils.warn_once_cache.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.compile(net, backend="aot_eager")(torch.randn(4, 5)).sum().backward()
+    assert optimizer.ledger.records
+    optimizer.zero_grad()
