@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from dfa_kernels.chain import Chain
 from dfa_kernels.feedback import MATRIX, Feedback
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
 
 METHODS = ("dfa", "bp", "shallow")
+
+# What traces whatever is called, where torch.compile gave a caller up; None elsewhere.
+_compiler = torch._C._dynamo.eval_frame.get_eval_frame_callback
+# There is nothing in a chain that it could compile.
+_untraced = _disable_dynamo(Chain.run)
 
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.RReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
@@ -176,7 +182,8 @@ class DFA(nn.Module):
             if self._chain is False:  # of a copy, whose model is whole by now
                 self._chain = self._as_chain()
             if self._chain is not None and self._method == "dfa":
-                output = self._chain.run(args, kwargs)
+                run = _untraced if _compiler() is not None else Chain.run
+                output = run(self._chain, args, kwargs)
                 if output is not None:
                     return output
             self._keep_cuts_last()
