@@ -44,7 +44,8 @@ class SGD(FusedUpdate, torch.optim.SGD):
             write the parameter as its rounded copy, in the same pass where it is a fused layer's.
             The master is ``state[p]["master"]``. A parameter that was written to since the last
             step takes its master with it. What torch does not count as written is not seen and
-            lost: through ``p.data``, by a CUDA graph's replay, or before a compiled update.
+            lost: through ``p.data``, or by a CUDA graph's replay; and what is written between a
+            compiled backward pass and ``step()``.
         capturable: let a CUDA graph hold the step: its replays go on counting, and read ``lr``
             where it is a tensor, which must be on the parameters' device. A number that changes
             between replays, as a scheduler changes it, is not seen by them: give a tensor, which

@@ -319,6 +319,30 @@ def test_it_compiles_whole(name):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.skipif(not UPDATES_COMPILE, reason="needs torch 2.12")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("name", LR)
+def test_a_compiled_updates_master_follows_a_parameter_that_was_written_to(name, backend):
+    nets = network(bias=True), network(bias=True)
+    optimizers = [
+        getattr(dfa.optim, name)(net, lr=LR[name], update="backward", master_weights=True)
+        for net in nets
+    ]
+    torch._dynamo.reset()
+    runs = nets[0], torch.compile(nets[1], backend=backend, fullgraph=True)
+    for _ in range(3):
+        for net, optimizer, run in zip(nets, optimizers, runs, strict=True):
+            train(net, optimizer, steps=2, forward=run)
+            with torch.no_grad():
+                for p in net.parameters():
+                    p.clamp_(-0.05, 0.05)
+    for net, optimizer, run in zip(nets, optimizers, runs, strict=True):
+        train(net, optimizer, steps=1, forward=run)
+    for a, b in zip(*map(masters, nets, optimizers), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        assert b.abs().max() < 0.2
+
+
 @pytest.mark.parametrize("name", LR)
 def test_a_fused_layers_copy_is_written_by_the_backends_step(name, monkeypatch):
     """No pass over the weights after it: the optimizer itself copies nothing."""
