@@ -1,4 +1,4 @@
-"""Environment variables as a step looks them up, which is asked for at every one."""
+"""Environment variables, looked up for little: every step asks for some."""
 
 from __future__ import annotations
 
