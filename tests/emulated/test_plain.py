@@ -1,7 +1,6 @@
 """What csrc/plain.h plans is what dfa_kernels/backends/grouped would have launched, bit for bit."""
 
 import itertools
-import threading
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from dfa_kernels.backends.contract import (
     Segment,
     Update,
 )
-from dfa_kernels.backends.cuda import launch
 from dfa_kernels.backends.cuda.kernels import Kernels, _known
 from dfa_kernels.backends.cuda.rules import ON_THE_FLY, STORED
 from dfa_kernels.feedback import Feedback
@@ -378,35 +376,6 @@ def test_a_repeated_step_of_less_is_refused(nothing):
     made, _ = numbers(once(updates("sgd"), 2), "sgd")
     with pytest.raises(ValueError, match="an error, inputs, saved and rows"):
         started(nothing, "sgd", made, given_of(made))
-
-
-# Scratch ----------------------------------------------------------------------------------------
-
-
-def test_a_small_scratch_is_kept_and_a_large_one_is_not():
-    scratch = launch.Scratch(torch.device("cpu"))
-    first, counters, held = scratch(1000, 3)
-    assert held is None
-    assert scratch(10, 300)[0] == first
-    assert scratch(10, 1)[1] != counters  # there are more of them now
-    assert scratch(2000, 0)[0] == scratch(1000, 0)[0]
-    address, counters, held = scratch(launch.KEPT + 1, 1)
-    assert held.data_ptr() == address
-    assert counters == scratch(1, 1)[1]
-
-
-def test_threads_share_no_scratch(nothing):
-    launcher, found = launch.Launcher(nothing), []
-
-    def run():
-        found.append(launcher.scratch(torch.device("cpu"), 0, 0))
-
-    for start in (run, threading.Thread(target=run).start):
-        start()
-    while len(found) < 2:
-        pass
-    assert found[0] is not found[1]
-    assert launcher.scratch(torch.device("cpu"), 0, 0) is found[0]
 
 
 # What is left to Python -------------------------------------------------------------------------
