@@ -173,8 +173,13 @@ def _again(output: Tensor) -> Tensor:
     return output.view_as(output) if torch.compiler.is_compiling() else output.detach()
 
 
-# `DeferringNode.apply` without its look at functorch's transforms, under which it refuses to run.
-defer = super(torch.autograd.Function, DeferringNode).apply
+def defer(*given: Any) -> Tensor:
+    """`DeferringNode.apply`, without what it does for functorch: it refuses to run under that."""
+    return (DeferringNode.apply if _transforms() else _apply)(*given)
+
+
+_transforms = torch._C._are_functorch_transforms_active
+_apply = super(torch.autograd.Function, DeferringNode).apply
 
 #: The graph task in which each DFA module's node ran last: activation checkpointing runs parts of
 #: a forward pass again after it, and there the points must be cut as they were.

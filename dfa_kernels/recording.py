@@ -19,7 +19,6 @@ from dfa_kernels.activation import CODES
 from dfa_kernels.autograd import (
     NOTHING,
     OUTPUT,
-    DeferringNode,
     ErrorNode,
     LayerPlan,
     Plan,
@@ -32,9 +31,6 @@ from dfa_kernels.planned import Planned
 if TYPE_CHECKING:
     from dfa_kernels.fused_update import FusedUpdate
     from dfa_kernels.module import DFA
-
-
-_transforms = torch._C._are_functorch_transforms_active
 
 
 class _Active(threading.local):
@@ -304,9 +300,8 @@ class Recording:
     ) -> Tensor:
         optimizer.check_alone()
         receiver = optimizer.receiver
-        apply = DeferringNode.apply if _transforms() else defer
         return self._owned(
-            apply(
+            defer(
                 plan, self.owner.feedback_matrix, output, receiver.leaf, receiver, parameters,
                 chain, *points,
             )
