@@ -169,7 +169,9 @@ class PlainStep {
             numbers = PyList_GET_ITEM(given_->rows, rows_);
         }
         const py::tuple made = columns_(py::tuple(py::reinterpret_borrow<py::object>(numbers)));
-        if (made.size() != kColumns) refuse("a row of hyperparameters has other columns");
+        if (made.size() != kColumns)
+            refuse("a row of hyperparameters has " + std::to_string(made.size()) +
+                   " columns, and a kernel reads " + std::to_string(kColumns));
         for (int c = 0; c < kColumns; ++c)
             table.hyper[rows_][c] =
                 static_cast<float>(PyFloat_AsDouble(PyTuple_GET_ITEM(made.ptr(), c)));

@@ -14,7 +14,7 @@ from dfa_kernels.backends.contract import (
     Segment,
     Update,
 )
-from dfa_kernels.backends.cuda.kernels import Kernels, _known
+from dfa_kernels.backends.cuda.kernels import _COLUMNS, Kernels, _known
 from dfa_kernels.backends.cuda.rules import ON_THE_FLY, STORED
 from dfa_kernels.feedback import Feedback
 from tests import emulator
@@ -151,6 +151,12 @@ def test_a_state_that_the_rule_reads_is_there(rule, nothing):
     states = (torch.empty(0), *first.weight.states[1:])
     given = [first._replace(weight=first.weight._replace(states=states)), *others]
     assert not started(Seen(nothing), rule, given)
+
+
+def test_a_row_of_other_columns_is_refused(nothing, monkeypatch):
+    monkeypatch.setitem(_COLUMNS, "sgd", lambda row: row[:3])
+    with pytest.raises(ValueError, match="has 3 columns, and a kernel reads 7"):
+        started(nothing, "sgd", updates("sgd"))
 
 
 def test_rows_of_a_compiled_step_are_lists():
