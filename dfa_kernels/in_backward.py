@@ -293,9 +293,10 @@ class UpdatesInBackward(torch.optim.Optimizer):
         chosen = [self._slots[i] for i in slots]
         parameters = [slot.parameter for slot in chosen]
         self._check_turn(parameters)
-        for parameter, _, master, _ in chosen:
-            if self._masters is not None and master is not None:
-                self._masters.follow(parameter, master)
+        if self._masters is not None:
+            for parameter, _, master, _ in chosen:
+                if master is not None:
+                    self._masters.follow(parameter, master)
         made = self._hypers(parameters, [slot.group for slot in chosen])
         self._write_rows(parameters)
         self._turn.applied = parameters

@@ -26,7 +26,6 @@ from dfa_kernels.backends.contract import (
 )
 from dfa_kernels.backends.cuda import project, rules, update
 from dfa_kernels.backends.cuda.launch import Launcher, stream_of
-from dfa_kernels.backends.current import current
 from dfa_kernels.backends.grouped import backend
 from dfa_kernels.backends.grouped.hyper import COLUMNS
 from dfa_kernels.backends.tf32 import tf32_allowed
@@ -109,18 +108,18 @@ class Kernels(backend.Kernels):
         ``counted``: what it has written to is added to it."""
         if self._exchange is None:
             return False
-        (device, ordinal, multiprocessors, is_gpu), values, made_of, columns, full = known
+        (device, ordinal, multiprocessors, is_gpu), values, codes, columns, full = known
         stream = stream_of(ordinal) if is_gpu else 0
         numbers = [
-            ordinal, stream, multiprocessors, not is_gpu, *made_of,
+            ordinal, stream, multiprocessors, not is_gpu, *codes,
             full and tf32_allowed(), rules.widest_input(),
         ]  # fmt: skip
         scratch = self._launcher.scratch(device, ordinal, stream)
         given = (
             numbers, self._exchange, values, updates, CODES, columns, scratch, repeated, counted,
         )  # fmt: skip
-        if is_gpu and torch.cuda.current_device() != ordinal:
-            with current(device):
+        if is_gpu and torch.cuda.current_device() != ordinal:  # as `current`, for less
+            with torch.cuda.device(device):
                 return self._plain(*given)
         return self._plain(*given)
 
