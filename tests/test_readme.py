@@ -110,6 +110,9 @@ def test_the_hosts_times_are_the_committed_ones():
             rf"^\| {row} \| ([\d.]+) \(", (results / file).read_text(), re.MULTILINE
         )
         assert figure.format(round(float(took))) in said, file
+    pages = [results / name for name in ("launch.md", "launch_cuda.md", "launch_step.md")]
+    took = [re.search(r"one element took ([\d.]+) \(", page.read_text())[1] for page in pages]
+    assert f"takes {min(took)} to {max(took)} for the smallest call of torch" in said
 
 
 def test_the_memory_of_many_outputs_is_said():
